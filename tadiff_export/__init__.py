@@ -1,0 +1,1 @@
+"""Export: one checkpoint in, one self-describing engine bundle out."""

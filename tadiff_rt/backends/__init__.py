@@ -1,0 +1,61 @@
+"""Ways to run a bundle's network. Each is imported only when it is chosen."""
+
+import importlib
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tadiff_rt.bundle import Bundle
+from tadiff_rt.errors import EngineError, UsageError
+
+BACKENDS = {"onnxruntime": "tadiff_rt.backends.ort"}
+"""Name -> module with `load(bundle, threads) -> Backend`."""
+
+
+class Backend(Protocol):
+    """A loaded bundle on this machine."""
+
+    name: str
+    description: str
+    """Runtime, version and device, for reports."""
+    batch: int
+    """Rows of every call of `denoise`; callers pad."""
+
+    def condition(
+        self, t: NDArray[np.float64], days: Sequence[float], treatments: Sequence[float]
+    ) -> NDArray[np.float32]:
+        """(n, p) shifts for n one-based timesteps of one request: four days, four codes."""
+
+    def denoise(
+        self, sources: NDArray[np.float32], x: NDArray[np.float32], shifts: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(batch, 9, h, w), (batch, 3, h, w), (1, p) -> noise like x, logits (batch, 4, h, w)."""
+
+
+def load_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backend:
+    """The backend called `name`, or for "auto" the fastest that this machine and bundle have.
+
+    A named backend is never replaced by another.
+
+    Raises:
+        UsageError: no such backend (TD3020).
+        EngineError: it cannot run here (TD5008), or the bundle is unfit for it.
+    """
+    chosen = "onnxruntime" if name == "auto" else name
+    if chosen not in BACKENDS:
+        raise UsageError(
+            "TD3020", f"unknown backend {name!r}; choose from auto, {', '.join(BACKENDS)}"
+        )
+    try:
+        module = importlib.import_module(BACKENDS[chosen])
+    except ModuleNotFoundError as e:
+        raise EngineError(
+            "TD5008",
+            f"backend {chosen!r} needs the package {e.name}, which is not installed",
+            fix="pip install 'tadiff[cpu]'",
+        ) from None
+    backend: Backend = module.load(bundle, threads or len(os.sched_getaffinity(0)))
+    return backend

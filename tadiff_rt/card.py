@@ -1,0 +1,48 @@
+"""The model card: what must be known of trained weights to use them rightly.
+
+Written beside the weights by training, copied into the engine bundle by export, and read by the
+runtime. Nothing in it can be overridden on a command line.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tadiff_rt.case import TREATMENTS
+from tadiff_rt.preprocess import DataContract
+from tadiff_rt.schedule import NoiseSchedule
+
+
+class ScheduleConfig(BaseModel):
+    """The noise schedule that the network was trained on; timesteps are one-based."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["linear"] = "linear"
+    num_train_timesteps: int = Field(1000, ge=1, le=100_000)
+    beta_start: float = Field(1e-4, gt=0, lt=1)
+    beta_end: float = Field(2e-2, gt=0, lt=1)
+
+    def build(self) -> NoiseSchedule:
+        """The schedule as a table."""
+        return NoiseSchedule.linear(self.num_train_timesteps, self.beta_start, self.beta_end)
+
+
+class ModelCard(BaseModel):
+    """Origin and limits of trained weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    trained_on: str
+    """The training data, in words; shown with every forecast."""
+    data: DataContract = DataContract()
+    schedule: ScheduleConfig = ScheduleConfig()
+    treatments: dict[str, int] = dict(TREATMENTS)
+    """Treatments seen in training, and the code of each."""
+    max_day: int = 1100
+    """Latest day of a target in training."""
+    max_horizon_days: int = 400
+    """Longest time from the last source to the target in training."""
+    intended_use: str = "Research only. Not for diagnosis or treatment of patients."
+    weights_licence: str = "unstated"

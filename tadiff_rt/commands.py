@@ -1,0 +1,125 @@
+"""What `tadiff-rt predict` and `demo` do, callable from Python: read, forecast, write whole."""
+
+import time
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from tadiff_rt.case import ReadOptions
+from tadiff_rt.errors import EngineError, OutputError
+from tadiff_rt.forecast import Forecast, Forecaster
+from tadiff_rt.overview import difference_png, overview_png
+from tadiff_rt.readers import read_case
+from tadiff_rt.request import NUM_SOURCES
+from tadiff_rt.runner import Progress
+from tadiff_rt.write import ResultFolder, write_bytes, write_nifti
+
+MANIFEST = "forecast.json"
+IMAGES = ("T1w", "ce-gadolinium_T1w", "FLAIR")
+"""File name endings of T1, T1c and FLAIR, as in BIDS."""
+
+DEMO_DAYS = "+120"
+DEMO_TREATMENTS = ("TMZ", "none")
+DEMO_BUNDLE = "demo.tadiff"
+DEMO_CASE = "demo_case"
+
+
+def write_forecast(forecast: Forecast, folder: Path) -> list[str]:
+    """Writes the volumes and the overview of a forecast; returns the file names."""
+    written = []
+
+    def volume(name: str, data: Any, dtype: str = "float32") -> None:
+        write_nifti(folder / name, data, forecast.affine, forecast.header, dtype)
+        written.append(name)
+
+    for m, ending in enumerate(IMAGES):
+        volume(f"predicted_{ending}.nii.gz", forecast.mean[m])
+        if forecast.std is not None:
+            volume(f"predictedstd_{ending}.nii.gz", forecast.std[m])
+    volume("tumour_probability.nii.gz", forecast.tumour_probability)
+    volume("tumour_mask.nii.gz", forecast.tumour_mask, "uint8")
+    write_bytes(folder / "overview.png", overview_png(forecast))
+    return [*written, "overview.png"]
+
+
+def predict_to_folder(
+    engine: Path,
+    case_path: Path,
+    out: Path,
+    *,
+    options: ReadOptions,
+    overwrite: bool = False,
+    backend: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+    **request: Any,
+) -> Forecast:
+    """Reads a case, forecasts it and writes a result folder, complete or not at all.
+
+    Args:
+        request: arguments of `Forecaster.predict`.
+    """
+    start = time.perf_counter()
+    inputs = [case_path.parent if case_path.is_file() else case_path, engine]
+    with ResultFolder(out, overwrite=overwrite, inputs=inputs, manifest=MANIFEST) as result:
+        forecaster = Forecaster.load(engine, backend, threads)
+        reading = time.perf_counter()
+        case = read_case(case_path, options, last=NUM_SOURCES)
+        read_seconds = time.perf_counter() - reading
+        forecast = forecaster.predict(case, progress=progress, **request)
+        writing = time.perf_counter()
+        write_forecast(forecast, result.path)
+        seconds = forecast.report["seconds"]
+        seconds.update(read=read_seconds, write=time.perf_counter() - writing)
+        seconds["total"] = time.perf_counter() - start
+        result.complete({**forecast.report, "files": result.files()})
+    return forecast
+
+
+def run_demo(
+    out: Path,
+    samples: int | str,
+    threads: int | None,
+    overwrite: bool,
+    progress: Progress | None = None,
+) -> dict[str, Forecast]:
+    """Forecasts the bundled simulated case under two treatments with the same noise."""
+    with as_file(files("tadiff_rt") / "data") as data:
+        bundle, case_path = data / DEMO_BUNDLE, data / DEMO_CASE
+        if not bundle.is_dir() or not case_path.is_dir():
+            raise EngineError(
+                "TD5014",
+                "this installation holds no demo data",
+                where=str(data),
+                fix="make them with `make demo-data`, or install a released wheel",
+            )
+        with ResultFolder(out, overwrite=overwrite, manifest=MANIFEST) as result:
+            forecaster = Forecaster.load(bundle, threads=threads)
+            case = read_case(case_path, last=NUM_SOURCES)
+            forecasts: dict[str, Forecast] = {}
+            for number, treatment in enumerate(DEMO_TREATMENTS):
+                forecasts[treatment] = forecaster.predict(
+                    case,
+                    day=DEMO_DAYS,
+                    treatment=treatment,
+                    samples=samples,
+                    slices="tumour",
+                    progress=_shared(progress, number, len(DEMO_TREATMENTS)),
+                )
+                folder = result.path / treatment
+                try:
+                    folder.mkdir()
+                except OSError as e:
+                    raise OutputError("TD8007", f"writing failed: {e.strerror}") from None
+                write_forecast(forecasts[treatment], folder)
+            write_bytes(result.path / "difference.png", difference_png(forecasts))
+            reports = {name: forecast.report for name, forecast in forecasts.items()}
+            result.complete({"forecasts": reports, "files": result.files()})
+    return forecasts
+
+
+def _shared(progress: Progress | None, number: int, count: int) -> Progress | None:
+    """Progress of the `number`-th of `count` equal parts."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(number * total + done, count * total)

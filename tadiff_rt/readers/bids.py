@@ -1,0 +1,170 @@
+"""Cases in a BIDS dataset: one subject folder with its table of sessions.
+
+    sub-17/sub-17_sessions.tsv       session_id  days_from_baseline  treatment  (further columns)
+    sub-17/ses-01/anat/sub-17_ses-01_T1w.nii.gz
+    sub-17/ses-01/anat/sub-17_ses-01_ce-gadolinium_T1w.nii.gz
+    sub-17/ses-01/anat/sub-17_ses-01_FLAIR.nii.gz
+    derivatives/*/sub-17/ses-01/anat/sub-17_ses-01_desc-tumour_dseg.nii.gz        (if known)
+
+Names may hold further entities (acq-, run-, space-, ...) as long as one file is left for each
+image: which of two T1w runs is meant is not guessed.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from tadiff_rt.case import MODALITIES, Case, ReadOptions
+from tadiff_rt.errors import TableError, TadiffError, UsageError
+from tadiff_rt.readers.manifest import Found, ImageFile, Listing, load_case
+from tadiff_rt.readers.tables import Columns, Row, id_problem, quoted, read_rows
+
+COLUMNS = Columns(
+    "session_id", "days_from_baseline", "treatment", extra_allowed=True, separator="\t"
+)
+
+_NAME = re.compile(r"((?:[a-z]+-[A-Za-z0-9+]+_)+)(T1w|FLAIR|dseg)\.nii(?:\.gz)?")
+_SUFFIX = {"t1": "T1w", "t1c": "ce-gadolinium_T1w", "flair": "FLAIR"}
+
+
+def read_bids_case(path: Path, options: ReadOptions, *, last: int | None = None) -> Case:
+    """The case of a subject folder, or of a dataset that has exactly one subject.
+
+    Args:
+        path: `.../sub-17`, or the folder that holds it.
+        options: relaxations asked for.
+        last: read the images of only so many sessions, counted from the end.
+
+    Raises:
+        TadiffError: carrying every problem of the table, or of all the images.
+    """
+    subject = _subject_folder(path)
+    problem = id_problem(subject.name)
+    if problem:
+        what = f"subject {quoted(subject.name)} {problem}"
+        raise TableError("TD3318", what, where=subject.name)
+    found = Found()
+    table = f"{subject.name}_sessions.tsv"
+    label = f"{subject.name}/{table}"
+    rows = read_rows(subject / table, COLUMNS, options, found.notes, label=label)
+    for row in rows:
+        found.listings.append(_list_session(subject, row, found.findings, label))
+    _check_all_listed(subject, rows, found.findings, label)
+    return load_case(subject.name, found, options, last)
+
+
+def _subject_folder(path: Path) -> Path:
+    # "." has no name; symbolic links keep theirs.
+    path = Path(os.path.abspath(path))
+    if path.name.startswith("sub-"):
+        return path
+    subjects = [entry for entry in _entries(path) if entry.startswith("sub-")]
+    subjects = [entry for entry in subjects if os.path.isdir(path / entry)]
+    if len(subjects) == 1:
+        return path / subjects[0]
+    if subjects:
+        what = f"the dataset has {len(subjects)} subjects: {_some(subjects)}"
+        fix = f"name one of them, e.g. {path.name}/{subjects[0]}"
+        raise UsageError("TD3002", what, where=path.name, fix=fix)
+    fix = "give a BIDS subject folder sub-XX, or a manifest.csv"
+    raise TableError("TD3122", "the folder holds no subject sub-XX", where=path.name, fix=fix)
+
+
+def _entries(folder: Path) -> list[str]:
+    """Names in a folder, sorted: results do not depend on the order a disk lists them in."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        what = f"cannot be listed: {error.strerror}"
+        raise TableError("TD3123", what, where=folder.name) from None
+
+
+def _some(names: Sequence[str], limit: int = 10) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _kind(name: str, subject: str, session: str) -> str:
+    """ "t1", "t1c", "flair" or "dseg" for an image of this session, "" for any other file."""
+    match = _NAME.fullmatch(name)
+    if not match or not name.startswith(f"{subject}_{session}_"):
+        return ""
+    enhanced = "_ce-" in match[1]
+    if match[2] == "T1w":
+        return "t1c" if enhanced else "t1"
+    if match[2] == "FLAIR":
+        return "" if enhanced else "flair"
+    return "dseg" if match[2] == "dseg" else ""
+
+
+def _candidates(folder: Path, subject: str, session: str) -> dict[str, list[str]]:
+    """Names of the images in an anat folder, by kind."""
+    kinds: dict[str, list[str]] = {}
+    for name in _entries(folder):
+        kinds.setdefault(_kind(name, subject, session), []).append(name)
+    kinds.pop("", None)
+    return kinds
+
+
+def _list_session(subject: Path, row: Row, findings: list[TadiffError], table: str) -> Listing:
+    session, where = row.session, f"{table}, line {row.line}"
+    images: dict[str, ImageFile] = {}
+    if not session.startswith("ses-"):
+        what = f"session_id {quoted(session)} does not start with ses-"
+        findings.append(TableError("TD3318", what, where=where))
+        return Listing(row, images)
+    anat = Path(session) / "anat"
+    names = _candidates(subject / anat, subject.name, session)
+    for modality in MODALITIES:
+        files = names.get(modality, [])
+        label = f"{subject.name}/{anat.as_posix()}"
+        if len(files) == 1:
+            images[modality] = ImageFile(subject / anat / files[0], f"{label}/{files[0]}")
+        elif files:
+            what = f"{len(files)} files could be {modality} of {session}: {_some(files)}"
+            fix = "keep one of them, or list the files in a manifest.csv"
+            findings.append(TableError("TD3321", what, where=label, fix=fix))
+        else:
+            name = f"{subject.name}_{session}_{_SUFFIX[modality]}.nii.gz"
+            what = f"session {session} has no {modality} image; expected {label}/{name}"
+            fix = "add the image, or list the complete sessions in a manifest.csv"
+            findings.append(TableError("TD3316", what, where=where, fix=fix))
+    return Listing(row, images, _find_mask(subject, session, findings))
+
+
+def _find_mask(subject: Path, session: str, findings: list[TadiffError]) -> ImageFile | None:
+    """The tumour mask of a session among the derivatives; of several, the one desc-tumour.
+
+    Masks that a model predicted (desc-predicted...) are results, not what a rater saw.
+    """
+    root = subject.parent
+    files = []
+    for pipeline in _entries(root / "derivatives"):
+        anat = Path("derivatives", pipeline, subject.name, session, "anat")
+        names = _candidates(root / anat, subject.name, session).get("dseg", [])
+        files += [anat / name for name in names if "_desc-predicted" not in name]
+    tumour = [file for file in files if "_desc-tumour_" in file.name]
+    chosen = tumour or files
+    if len(chosen) > 1:
+        what = f"{len(chosen)} files could be the tumour mask of {session}"
+        fix = "name exactly one of them desc-tumour"
+        where = _some([file.as_posix() for file in chosen])
+        findings.append(TableError("TD3321", what, where=where, fix=fix))
+        return None
+    return ImageFile(root / chosen[0], chosen[0].as_posix()) if chosen else None
+
+
+def _check_all_listed(
+    subject: Path, rows: Sequence[Row], findings: list[TadiffError], table: str
+) -> None:
+    listed = {row.session for row in rows}
+    for session in _entries(subject):
+        if not session.startswith("ses-") or session in listed:
+            continue
+        if _candidates(subject / session / "anat", subject.name, session):
+            what = f"session {session} has images and no row; the table has {len(rows)} rows"
+            fix = "add its day and treatment, or list the wanted sessions in a manifest.csv"
+            findings.append(TableError("TD3317", what, where=table, fix=fix))

@@ -1,0 +1,243 @@
+"""What is asked of a forecast: the target day and treatment, the source sessions, the slices.
+
+Everything is checked against the case and the trained range before a network is touched.
+"""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tadiff_rt.case import MODALITIES, TREATMENTS, Case, Session
+from tadiff_rt.errors import TableError, TadiffError, UsageError, raise_findings
+from tadiff_rt.readers.tables import check_treatment, date_like, quoted
+
+NUM_SOURCES = 3
+"""Sessions the network is conditioned on."""
+
+MAX_SAMPLES = 10_000
+MAX_SEED = 2**64 - 1
+
+_DAY = re.compile(r"(\+?)([0-9]{1,5})", re.ASCII)
+_WHOLE = re.compile(r"[0-9]{1,20}", re.ASCII)
+_SLICES = re.compile(r"([0-9]{1,6})(?:(:)([0-9]{1,6}))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The session to forecast."""
+
+    day: int
+    """Days since the first session."""
+    treatment: str
+    """A key of TREATMENTS: the one given between the last session and the target day."""
+
+
+def parse_day(text: str | int, last_day: int) -> int:
+    """The target day that "510" (since the first session) or "+90" (since the last) means.
+
+    Raises:
+        UsageError: TD3011, the text is neither.
+    """
+    match = _DAY.fullmatch(str(text).strip(" "))
+    if match:
+        return int(match[2]) + (last_day if match[1] else 0)
+    if date_like(str(text)):
+        # The date itself stays out of the message: it may identify the patient.
+        what = "the day is a date; dates are refused because they can identify a patient"
+    else:
+        what = f"the day {quoted(str(text))} is not a whole number of 1 to 5 digits 0-9"
+    fix = "give days since the first session (510) or since the last one (+90)"
+    raise UsageError("TD3011", what, where="--day", fix=fix)
+
+
+def check_request(
+    request: Request,
+    case: Case,
+    *,
+    max_day: int,
+    treatments: Collection[str] = tuple(TREATMENTS),
+    extrapolate: bool = False,
+) -> tuple[str, ...]:
+    """Whether `case` and a network trained up to `max_day` can answer `request`.
+
+    Args:
+        request: target day and treatment.
+        case: the sessions known.
+        max_day: latest day of a session in training, of sources and target alike.
+        treatments: names the network was trained on.
+        extrapolate: a day beyond `max_day` is noted instead of refused.
+
+    Returns:
+        A note for each relaxation that was used.
+
+    Raises:
+        TableError: carrying every problem: TD3312 the target day is not after the last session,
+            TD3313 a day is outside the trained range, TD3314 a treatment is unknown.
+    """
+    findings: list[TadiffError] = []
+    notes: list[str] = []
+    sources, _ = select_sources(case)
+    if request.day <= sources[-1].day:
+        what = f"target day {request.day} is not after the last session, on day {sources[-1].day}"
+        fix = "ask for a later day, e.g. --day +90, or leave the later sessions out of the table"
+        findings.append(TableError("TD3312", what, where="--day", fix=fix))
+    days = {"target": request.day, **{f"session {s.name}": s.day for s in sources}}
+    for name, day in days.items():
+        if day <= max_day:
+            continue
+        what = f"{name}: day {day} is beyond the trained range, 0 to {max_day}"
+        if extrapolate:
+            notes.append(f"{what}; extrapolated on request")
+        else:
+            fix = "ask for an earlier day, or pass --extrapolate"
+            findings.append(TableError("TD3313", what, where="--day", fix=fix))
+    findings += _unknown_treatments(request, sources, treatments)
+    raise_findings(findings)
+    return tuple(notes)
+
+
+def _unknown_treatments(
+    request: Request, sources: tuple[Session, ...], trained: Collection[str]
+) -> list[TadiffError]:
+    findings: list[TadiffError] = []
+    asked = {
+        "--treatment": request.treatment,
+        **{f"session {s.name}": s.treatment for s in sources},
+    }
+    for where, treatment in asked.items():
+        error = check_treatment(treatment, where)
+        if error is None and treatment not in trained:
+            what = f"the network was not trained on {treatment}, only on {', '.join(trained)}"
+            error = TableError("TD3314", what, where=where)
+        if error:
+            findings.append(error)
+    return findings
+
+
+def select_sources(
+    case: Case, *, repeat_first: bool = True
+) -> tuple[tuple[Session, Session, Session], str | None]:
+    """The three sessions a forecast is conditioned on, and a note where that took a choice.
+
+    They are the last three. Where there are fewer, the earliest is repeated at the front, as in
+    the published evaluation: for a target session k its window is [k-3, k-2, k-1, k] with
+    negative indices clamped to 0, hence [0, 0, 0, k] after one session and [0, 0, 1, k] after two
+    (the published test.py). A repeated session keeps its own day and treatment.
+
+    Args:
+        case: sessions in order of day.
+        repeat_first: False refuses a case with fewer than three sessions.
+
+    Raises:
+        TableError: TD3315 too few sessions, TD3316 a source session was read without images.
+    """
+    count = len(case.sessions)
+    if count == 0 or (count < NUM_SOURCES and not repeat_first):
+        what = f"the case has {count} sessions, {NUM_SOURCES} are needed"
+        fix = "add sessions, or allow the first to be repeated"
+        raise TableError("TD3315", what, where=case.name, fix=fix)
+    first, second, third = (case.sessions[max(0, count - n)] for n in (3, 2, 1))
+    names = ", ".join(s.name for s in (first, second, third))
+    for session in (first, second, third):
+        if any(modality not in session.images for modality in MODALITIES):
+            what = f"session {session.name} was read without its images"
+            fix = f"read at least the last {NUM_SOURCES} sessions"
+            raise TableError("TD3316", what, where=case.name, fix=fix)
+    note = None
+    if count < NUM_SOURCES:
+        note = f"the case has fewer than {NUM_SOURCES} sessions; the first is repeated: {names}"
+    elif count > NUM_SOURCES:
+        note = f"the last {NUM_SOURCES} of {count} sessions are used: {names}"
+    return (first, second, third), note
+
+
+_NAMED: tuple[Literal["all", "brain", "tumour"], ...] = ("all", "brain", "tumour")
+
+
+@dataclass(frozen=True)
+class SliceChoice:
+    """Which slices of a volume to forecast; resolved when the volume is known."""
+
+    kind: Literal["all", "brain", "tumour", "range"]
+    start: int = 0
+    stop: int = 0
+    """For "range": the slices start, ..., stop - 1."""
+
+    def resolve(
+        self,
+        num_slices: int,
+        has_brain: NDArray[np.bool_],
+        has_tumour: NDArray[np.bool_] | None,
+    ) -> NDArray[np.intp]:
+        """The chosen slice indices, increasing.
+
+        Args:
+            num_slices: slices of the volume.
+            has_brain: for each slice, whether it holds brain.
+            has_tumour: for each slice, whether it holds tumour; None without a mask.
+
+        Raises:
+            UsageError: TD3019 outside the volume, TD3020 no slice is chosen.
+        """
+        if self.kind == "range":
+            if self.stop > num_slices:
+                what = f"slice {self.stop - 1} is outside the volume, 0 to {num_slices - 1}"
+                raise UsageError("TD3019", what, where="--slices")
+            return np.arange(self.start, self.stop)
+        if self.kind == "all":
+            return np.arange(num_slices)
+        chosen = has_brain if self.kind == "brain" else has_tumour
+        if chosen is None:
+            what = "slices with tumour are asked for and no session has a mask"
+            raise UsageError("TD3020", what, where="--slices", fix="pass --slices brain")
+        if not chosen.any():
+            fix = "pass --slices all" if self.kind == "brain" else "pass --slices brain"
+            raise UsageError("TD3020", f"no slice holds {self.kind}", where="--slices", fix=fix)
+        return np.flatnonzero(chosen)
+
+
+def parse_slices(text: str | int) -> SliceChoice:
+    """What "all", "brain", "tumour", "k" (one slice) or "a:b" (a to b - 1) chooses.
+
+    Raises:
+        UsageError: TD3018, the text is none of them.
+    """
+    for kind in _NAMED:
+        if text == kind:
+            return SliceChoice(kind)
+    match = _SLICES.fullmatch(str(text))
+    if match:
+        start = int(match[1])
+        stop = int(match[3]) if match[2] else start + 1
+        if stop > start:
+            return SliceChoice("range", start, stop)
+    what = f"slices {quoted(str(text))} is none of all, brain, tumour, k, a:b with a < b"
+    raise UsageError("TD3018", what, where="--slices")
+
+
+def parse_samples(value: str | int) -> int:
+    """The number of samples; UsageError TD3015 outside 1 to MAX_SAMPLES."""
+    return _whole(value, 1, MAX_SAMPLES, "--samples", "TD3015")
+
+
+def parse_steps(value: str | int, num_train_timesteps: int) -> int:
+    """The number of solver steps; UsageError TD3016 outside 1 to `num_train_timesteps`."""
+    return _whole(value, 1, num_train_timesteps, "--steps", "TD3016")
+
+
+def parse_seed(value: str | int) -> int:
+    """The seed; UsageError TD3017 outside 0 to 2^64 - 1."""
+    return _whole(value, 0, MAX_SEED, "--seed", "TD3017")
+
+
+def _whole(value: str | int, low: int, high: int, option: str, code: str) -> int:
+    # The pattern, not int(): "1_000", " 7" and full-width digits are typing errors.
+    text = str(value)
+    if not _WHOLE.fullmatch(text) or not low <= int(text) <= high:
+        what = f"{option} must be a whole number from {low} to {high}, got {quoted(text)}"
+        raise UsageError(code, what, where=option)
+    return int(text)

@@ -1,0 +1,1 @@
+"""Training of TaDiff: the network, its loss, the simulated cohort and the evaluation."""

@@ -1,0 +1,128 @@
+"""`tadiff-train`: the simulated cohort, training, and evaluation."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tadiff_rt.console import progress_bar, run_app, say
+
+app = typer.Typer(
+    name="tadiff-train",
+    help="Train TaDiff and judge it. Research only.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder for the BIDS data set; must be new.")],
+    patients: Annotated[int, typer.Option("--patients", min=1, help="How many.")] = 20,
+    size: Annotated[int, typer.Option("--size", help="96: 2 mm voxels; 192: 1 mm.")] = 96,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other people.")] = 0,
+    counterfactuals: Annotated[
+        bool,
+        typer.Option(
+            "--counterfactuals", help="Also the last session under every other treatment."
+        ),
+    ] = False,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes.")] = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Simulate a longitudinal glioma cohort with known futures."""
+    from tadiff_rt.errors import UsageError
+    from tadiff_train.phantom import write_cohort
+
+    if size not in (96, 192):
+        raise UsageError("TD3033", f"--size must be 96 (2 mm) or 192 (1 mm), got {size}")
+    with progress_bar("patients", quiet) as progress:
+        write_cohort(
+            out,
+            patients,
+            size,
+            seed,
+            counterfactuals=counterfactuals,
+            jobs=jobs,
+            progress=progress,
+        )
+    typer.echo(
+        f"{patients} simulated patients in {out}; next: tadiff-train fit --data {out} -o RUN"
+    )
+
+
+@app.command()
+def fit(
+    data: Annotated[Path, typer.Option("--data", help="BIDS data set with tumour masks.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; must be new.")],
+    size: Annotated[int, typer.Option(help="In-plane window of the network, voxels.")] = 96,
+    spacing_mm: Annotated[float, typer.Option(help="Voxel edge of the images.")] = 2.0,
+    model_channels: Annotated[int, typer.Option(help="Multiple of 32.")] = 32,
+    num_res_blocks: Annotated[int, typer.Option(min=1)] = 1,
+    num_heads: Annotated[int, typer.Option(min=1)] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 5000,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    learning_rate: Annotated[float, typer.Option(min=1e-8)] = 2.5e-4,
+    loss: Annotated[
+        str, typer.Option(help="published, or calibrated: with voxel-wise cross-entropy.")
+    ] = "published",
+    target_slots: Annotated[
+        str, typer.Option(help="published: any slot half of the time; future: always the last.")
+    ] = "published",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    name: Annotated[str, typer.Option(help="Name of the model.")] = "tadiff",
+    trained_on: Annotated[
+        str, typer.Option(help="The training data in words; shown with every forecast.")
+    ] = "unstated",
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for prepared images; default OUT/cache.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default all.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network; the run folder is what `tadiff-export` takes."""
+    import torch
+
+    from tadiff_rt.card import ModelCard
+    from tadiff_rt.preprocess import DataContract
+    from tadiff_train.data import cache_cases, training_domain
+    from tadiff_train.fit import FitConfig, fit, require_new_run
+    from tadiff_train.network import NetworkConfig
+
+    if threads:
+        torch.set_num_threads(threads)
+    network = NetworkConfig(
+        model_channels=model_channels, num_res_blocks=num_res_blocks, num_heads=num_heads
+    )
+    config = FitConfig(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        loss=loss,
+        target_slots=target_slots,
+        seed=seed,
+    )
+    require_new_run(out)
+    contract = DataContract(size=size, spacing_mm=spacing_mm)
+    with progress_bar("reading", quiet) as progress:
+        cases = cache_cases(data, contract, cache or out / "cache", progress)
+    card = ModelCard(
+        name=name, trained_on=trained_on, data=contract, **training_domain(cases).model_dump()
+    )
+    with progress_bar("training", quiet) as progress:
+
+        def show(step: int, terms: dict[str, float]) -> None:
+            progress(step, steps)
+            if not quiet and step % max(steps // 50, 1) == 0:
+                say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in terms.items()))
+
+        fit(cases, network, card, config, out, show)
+    typer.echo(f"checkpoint in {out}; next: tadiff-export {out} -o {name}.tadiff")
+
+
+def main() -> None:
+    """Entry point of `tadiff-train`."""
+    run_app(app, "tadiff-train")

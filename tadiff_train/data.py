@@ -1,0 +1,186 @@
+"""Training windows from longitudinal cases: three source sessions and a target, one slice."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from tadiff_rt.case import TREATMENTS, Case
+from tadiff_rt.errors import UsageError
+from tadiff_rt.preprocess import DataContract, prepare
+from tadiff_rt.readers import read_case
+from tadiff_train.diffusion import Batch
+from tadiff_train.network import NUM_MODALITIES, NUM_SESSIONS
+
+TargetSlots = Literal["published", "future"]
+CACHE_FORMAT = 1
+SLICE_MARGIN = 2
+"""Slices kept beyond the first and last that hold tumour in any session."""
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """One patient's sessions as the network sees them, memory-mapped."""
+
+    name: str
+    days: tuple[int, ...]
+    treatments: tuple[int, ...]
+    images: NDArray[np.float16]
+    """(d, s, 3, h, w) in [0, 1]; d kept slices, s sessions."""
+    masks: NDArray[np.bool_]
+    """(d, s, h, w) tumour."""
+
+
+def subjects(root: Path) -> list[Path]:
+    """Subject folders of a BIDS data set, in order of name."""
+    found = sorted(p for p in root.glob("sub-*") if p.is_dir())
+    if not found:
+        raise UsageError(
+            "TD3030",
+            f"{root} holds no sub-* folder",
+            fix="give the root of a BIDS data set, e.g. one made by `tadiff-train phantom`",
+        )
+    return found
+
+
+def cache_cases(
+    root: Path,
+    contract: DataContract,
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[CachedCase]:
+    """Reads and prepares every subject of a BIDS data set once; later calls map the result.
+
+    The key of an entry covers the subject's table, the contract and the format, so that another
+    contract never meets an old entry.
+    """
+    found = subjects(root)
+    cases = []
+    for i, subject in enumerate(found):
+        cases.append(_cached(subject, contract, folder))
+        if progress is not None:
+            progress(i + 1, len(found))
+    return cases
+
+
+def _cached(subject: Path, contract: DataContract, folder: Path) -> CachedCase:
+    tables = b"".join(p.read_bytes() for p in sorted(subject.glob("*_sessions.tsv")))
+    key = json.dumps([CACHE_FORMAT, str(subject.resolve()), dataclasses.asdict(contract)])
+    entry = folder / hashlib.sha256(key.encode() + tables).hexdigest()[:24]
+    if not (entry / "meta.json").exists():
+        _write_entry(entry, read_case(subject), contract)
+    meta = json.loads((entry / "meta.json").read_text())
+    return CachedCase(
+        meta["name"],
+        tuple(meta["days"]),
+        tuple(meta["treatments"]),
+        np.load(entry / "images.npy", mmap_mode="r"),
+        np.load(entry / "masks.npy", mmap_mode="r"),
+    )
+
+
+def _write_entry(entry: Path, case: Case, contract: DataContract) -> None:
+    num = len(case.sessions)
+    prepared = prepare(case.sessions, dataclasses.replace(contract, num_sources=num))
+    if prepared.masks is None:
+        raise UsageError(
+            "TD3031",
+            f"{case.name} has sessions without a tumour mask; training needs one for each",
+            fix="add *_dseg.nii.gz files under derivatives/",
+        )
+    tumour = np.flatnonzero(prepared.masks.any(axis=(0, 2, 3)))
+    span = (tumour[0], tumour[-1]) if len(tumour) else (0, -1)
+    low, high = max(span[0] - SLICE_MARGIN, 0), span[1] + SLICE_MARGIN + 1
+    keep = np.arange(low, min(high, len(prepared.sources)))
+    keep = keep[prepared.brain[keep]]
+    d, _, h, w = prepared.sources.shape
+    images = prepared.sources.reshape(d, num, NUM_MODALITIES, h, w)[keep].astype(np.float16)
+    entry.mkdir(parents=True, exist_ok=True)
+    np.save(entry / "images.npy", images)
+    np.save(entry / "masks.npy", np.ascontiguousarray(prepared.masks.swapaxes(0, 1)[keep]))
+    meta = {
+        "name": case.name,
+        "days": [s.day for s in case.sessions],
+        "treatments": [TREATMENTS[s.treatment] for s in case.sessions],
+    }
+    (entry / "meta.json").write_text(json.dumps(meta))
+
+
+class TrainingDomain(BaseModel):
+    """Limits of the training data, for the model card."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    treatments: dict[str, int]
+    max_day: int
+    max_horizon_days: int
+
+
+def training_domain(cases: Sequence[CachedCase]) -> TrainingDomain:
+    """Treatments that occur, the latest day, and the longest gap between neighbouring sessions."""
+    codes = {code for case in cases for code in case.treatments}
+    gaps = [b - a for case in cases for a, b in itertools.pairwise(case.days)]
+    return TrainingDomain(
+        treatments={name: code for name, code in TREATMENTS.items() if code in codes},
+        max_day=max((case.days[-1] for case in cases), default=0),
+        max_horizon_days=max(gaps, default=0),
+    )
+
+
+def choose_sessions(num: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Four session indices in time order, the last one the target, from `num` >= 2 sessions.
+
+    Mostly the three sessions before the target, the earliest repeated at the front where history
+    is short (the published window); otherwise any earlier ones, which teaches longer horizons.
+    """
+    target = int(rng.integers(1, num))
+    if target > NUM_SESSIONS - 1 and rng.random() < 0.3:
+        sources = np.sort(rng.choice(target, NUM_SESSIONS - 1, replace=False))
+    else:
+        sources = np.maximum(np.arange(target - NUM_SESSIONS + 1, target), 0)
+    return np.append(sources, target)
+
+
+def choose_target(rng: np.random.Generator, slots: TargetSlots) -> int:
+    """The slot to predict: always the last, or half of the time any of the four (published)."""
+    if slots == "published" and rng.random() < 0.5:
+        return int(rng.integers(NUM_SESSIONS))
+    return NUM_SESSIONS - 1
+
+
+def batches(
+    cases: Sequence[CachedCase], batch_size: int, seed: int, slots: TargetSlots = "future"
+) -> Iterator[Batch]:
+    """An endless stream of random windows; patients are drawn evenly, with left-right flips."""
+    rng = np.random.default_rng([seed, 0x7AD1FF])
+    usable = [c for c in cases if len(c.days) >= 2 and len(c.images)]
+    if not usable:
+        raise UsageError("TD3032", "no case has two sessions and a slice with tumour")
+    while True:
+        rows = [_window(usable[int(rng.integers(len(usable)))], rng) for _ in range(batch_size)]
+        images, masks, days, treatments = (np.stack(column) for column in zip(*rows, strict=True))
+        yield Batch(
+            images=torch.from_numpy(images.astype(np.float32)),
+            masks=torch.from_numpy(masks.astype(np.float32)),
+            days=torch.from_numpy(days.astype(np.float32)),
+            treatments=torch.from_numpy(treatments.astype(np.float32)),
+            target=torch.tensor([choose_target(rng, slots) for _ in range(batch_size)]),
+        )
+
+
+def _window(case: CachedCase, rng: np.random.Generator) -> tuple[NDArray[np.generic], ...]:
+    at = int(rng.integers(len(case.images)))
+    sessions = choose_sessions(len(case.days), rng)
+    images, masks = case.images[at][sessions], case.masks[at][sessions]
+    if rng.random() < 0.5:  # axis -1 runs right to left: brains are nearly symmetric
+        images, masks = images[..., ::-1], masks[..., ::-1]
+    return images, masks, np.array(case.days)[sessions], np.array(case.treatments)[sessions]

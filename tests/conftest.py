@@ -1,0 +1,124 @@
+"""Fixtures every test may use: a small exported network and heads to feed it."""
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch and onnxruntime on images of 32 x 32
+
+SIZE = 32
+SPACING_MM = 2.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in gpu:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A run folder with a 2-level network of random, nowhere zero, weights."""
+    import torch
+
+    from tadiff_rt.card import ModelCard
+    from tadiff_rt.preprocess import DataContract
+    from tadiff_train.checkpoint import save_checkpoint
+    from tadiff_train.network import NetworkConfig, TaDiffNet
+
+    rng = torch.Generator().manual_seed(7)
+    net = TaDiffNet(
+        NetworkConfig(num_res_blocks=1, num_heads=2, channel_mult=(1, 2), attention_strides=(2,))
+    )
+    for p in net.parameters():
+        fan_in = max(p[0].numel(), 1) if p.ndim > 1 else 1
+        noise = torch.randn(p.shape, generator=rng)
+        p.data = noise / fan_in**0.5 if p.ndim > 1 else p.data + 0.1 * noise
+    card = ModelCard(
+        name="tiny",
+        trained_on="nothing: random weights",
+        data=DataContract(size=SIZE, spacing_mm=SPACING_MM, min_slices=4),
+    )
+    folder = tmp_path_factory.mktemp("checkpoint") / "run"
+    save_checkpoint(folder, net, card, {"step": 0})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoint: Path, tmp_path_factory) -> Path:
+    """The exported checkpoint, batch 4."""
+    from tadiff_export.package import export
+
+    out = tmp_path_factory.mktemp("bundle") / "tiny.tadiff"
+    export(checkpoint, out, batch=4)
+    return out
+
+
+@pytest.fixture(scope="session")
+def bundle_of_one(checkpoint: Path, tmp_path_factory) -> Path:
+    """The exported checkpoint, batch 1."""
+    from tadiff_export.package import export
+
+    out = tmp_path_factory.mktemp("bundle") / "single.tadiff"
+    export(checkpoint, out, batch=1)
+    return out
+
+
+def head(seed: int, shape: tuple[int, int, int] = (24, 28, 10)) -> np.ndarray:
+    """A lopsided ellipsoid of textured tissue around 800 on a background of 0, int16."""
+    rng = np.random.default_rng(seed)
+    axes = [np.linspace(-1, 1, n) for n in shape]
+    x, y, z = np.meshgrid(*axes, indexing="ij")
+    inside = (x + 0.1 * y) ** 2 + (y / 0.9) ** 2 + (0.8 * z) ** 2 < 0.8
+    tissue = 800 + 150 * np.sin(5 * x + seed) + 60 * y + 40 * rng.standard_normal(shape)
+    return np.where(inside, np.clip(tissue, 100, None), 0).astype(np.int16)
+
+
+AFFINE = np.array(
+    [[-SPACING_MM, 0, 0, 22], [0, SPACING_MM, 0, -30], [0, 0, SPACING_MM, -8], [0, 0, 0, 1.0]]
+)
+"""LAS: a left-right flip, as many scanners write it."""
+
+
+def save(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+    """Writes a NIfTI file with equal qform and sform."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(data, affine)
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    nib.save(image, path)
+    return path
+
+
+SUFFIXES = {"t1": "T1w", "t1c": "ce-gadolinium_T1w", "flair": "FLAIR"}
+SESSIONS = ((0, "CRT"), (30, "CRT"), (75, "TMZ"), (160, "TMZ"))
+
+
+@pytest.fixture(scope="session")
+def case_folder(tmp_path_factory) -> Path:
+    """sub-17 of a BIDS data set: four sessions of three modalities with tumour masks."""
+    root = tmp_path_factory.mktemp("bids")
+    write_bids_case(root)
+    return root / "sub-17"
+
+
+def write_bids_case(root: Path, sessions=SESSIONS) -> None:
+    rows = ["session_id\tdays_from_baseline\ttreatment"]
+    for i, (day, treatment) in enumerate(sessions):
+        name = f"ses-{i + 1:02d}"
+        rows.append(f"{name}\t{day}\t{treatment}")
+        for m, suffix in enumerate(SUFFIXES.values()):
+            file = f"sub-17_{name}_{suffix}.nii.gz"
+            save(root / "sub-17" / name / "anat" / file, head(10 * i + m))
+        mask = np.zeros((24, 28, 10), np.uint8)
+        mask[8 : 12 + i, 10:15, 4:7] = 1
+        folder = root / "derivatives" / "manual" / "sub-17" / name / "anat"
+        save(folder / f"sub-17_{name}_desc-tumour_dseg.nii.gz", mask)
+    (root / "sub-17" / "sub-17_sessions.tsv").write_text("\n".join(rows) + "\n")

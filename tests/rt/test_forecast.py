@@ -1,0 +1,334 @@
+"""Metamorphic tests of the whole forecast: what must change the answer, and what must not."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from tadiff_rt.bundle import open_bundle
+from tadiff_rt.case import Case, Session
+from tadiff_rt.errors import NumericsError, TableError, UsageError
+from tadiff_rt.forecast import Forecast, Forecaster
+from tadiff_rt.readers import read_case
+
+REQUEST = {"day": "+90", "treatment": "TMZ", "samples": 2, "steps": 3, "slices": "4:6"}
+
+
+@pytest.fixture(scope="module")
+def forecaster(bundle):
+    return Forecaster.load(bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def case(case_folder):
+    return read_case(case_folder)
+
+
+@pytest.fixture(scope="module")
+def before(forecaster, case):
+    return forecaster.predict(case, **REQUEST)
+
+
+def same(a: Forecast, b: Forecast) -> bool:
+    """Every voxel of every output, bit for bit."""
+    return (
+        np.array_equal(a.mean, b.mean)
+        and np.array_equal(a.std, b.std)
+        and np.array_equal(a.tumour_probability, b.tumour_probability)
+        and a.volume_ml == b.volume_ml
+    )
+
+
+def changed(a: Forecast, b: Forecast) -> bool:
+    """By more than rounding, in image and in tumour."""
+    return all(
+        np.abs(x - y).max() > 1e-3 * np.abs(x).max()
+        for x, y in ((a.mean, b.mean), (a.tumour_probability, b.tumour_probability))
+    )
+
+
+def with_session(case: Case, index: int, **fields) -> Case:
+    sessions = list(case.sessions)
+    sessions[index] = dataclasses.replace(sessions[index], **fields)
+    return dataclasses.replace(case, sessions=tuple(sessions))
+
+
+def swap(session: Session, a: str, b: str) -> Session:
+    images = {**session.images, a: session.images[b], b: session.images[a]}
+    return dataclasses.replace(session, images=images)
+
+
+def requested(case: Case, change: str) -> tuple[Case, dict]:
+    """The case and the request with one thing changed."""
+    request = dict(REQUEST)
+    last = case.sessions[-1]
+    if change == "day":
+        request["day"] = "+97"
+    elif change == "treatment":
+        request["treatment"] = "none"
+    elif change == "source day":
+        case = with_session(case, -2, day=case.sessions[-2].day + 5)
+    elif change == "source treatment":
+        case = with_session(case, -2, treatment="none")
+    elif change.startswith("source image"):
+        _, _, session, modality = change.split()
+        at = -int(session)
+        volume = case.sessions[at].images[modality]
+        rolled = dataclasses.replace(volume, data=np.roll(volume.data, 1, axis=1))
+        images = {**case.sessions[at].images, modality: rolled}
+        case = with_session(case, at, images=images)
+    elif change == "modalities":
+        case = dataclasses.replace(case, sessions=(*case.sessions[:-1], swap(last, "t1", "flair")))
+    elif change == "sessions":
+        images = [s.images for s in case.sessions]
+        case = with_session(case, -1, images=images[-2])
+        case = with_session(case, -2, images=images[-1])
+    return case, request
+
+
+CHANGES = [
+    "day",
+    "treatment",
+    "source day",
+    "source treatment",
+    "source image 1 t1",
+    "source image 2 t1c",
+    "source image 3 flair",
+    "modalities",
+    "sessions",
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_everything_that_is_said_changes_the_forecast(change, forecaster, case, before):
+    other_case, request = requested(case, change)
+    assert changed(before, forecaster.predict(other_case, **request))
+
+
+class Faulty:
+    """A backend with one deliberate fault, for showing that the tests above would notice it."""
+
+    def __init__(self, inner, fault):
+        self._inner, self._fault = inner, fault
+        self.name, self.description, self.batch = inner.name, inner.description, inner.batch
+
+    def condition(self, t, days, treatments):
+        days, treatments = list(days), list(treatments)
+        if self._fault == "day":
+            days[3] = days[2]  # the published script: the requested day never arrives
+        if self._fault == "treatment":
+            treatments[3] = 0.0
+        if self._fault == "source day":
+            days[:3] = [0.0, 0.0, 0.0]
+        if self._fault == "source treatment":
+            treatments[:3] = [0.0, 0.0, 0.0]
+        return self._inner.condition(t, days, treatments)
+
+    def denoise(self, sources, x, shifts):
+        session_first = sources.reshape(len(sources), 3, 3, *sources.shape[2:])
+        if self._fault.startswith("source image"):
+            _, _, session, modality = self._fault.split()
+            session_first = session_first.copy()
+            session_first[:, 3 - int(session), ["t1", "t1c", "flair"].index(modality)] = 0
+        if self._fault == "modalities":
+            session_first = np.sort(session_first, axis=2)
+        if self._fault == "sessions":
+            session_first = np.sort(session_first, axis=1)
+        return self._inner.denoise(session_first.reshape(sources.shape), x, shifts)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_each_of_these_tests_sees_its_fault(change, forecaster, case):
+    faulty = Forecaster(forecaster.bundle, Faulty(forecaster.backend, change), 0.0)
+    other_case, request = requested(case, change)
+    assert not changed(faulty.predict(case, **REQUEST), faulty.predict(other_case, **request))
+
+
+def test_same_request_same_bits(forecaster, case, before):
+    assert same(before, forecaster.predict(case, **REQUEST))
+
+
+def test_an_older_session_changes_nothing(forecaster, case, before):
+    """Four sessions, of which the last three count; their days stay the same."""
+    assert len(case.sessions) == 4
+    shorter = dataclasses.replace(case, sessions=case.sessions[1:])
+    assert same(before, forecaster.predict(shorter, **REQUEST))
+
+
+def test_absolute_and_relative_days_agree(forecaster, case, before):
+    day = case.sessions[-1].day + 90
+    assert same(before, forecaster.predict(case, **{**REQUEST, "day": day}))
+
+
+def test_seeds_differ(forecaster, case, before):
+    assert not same(before, forecaster.predict(case, **REQUEST, seed=1))
+
+
+def test_a_sample_does_not_depend_on_its_batch(bundle_of_one, case, before):
+    """Batch 1 and batch 4 are different programs: equal up to rounding, not to the bit."""
+    alone = Forecaster.load(bundle_of_one, threads=1).predict(case, **REQUEST)
+    scale = np.abs(before.mean).max()
+    assert np.abs(alone.mean - before.mean).max() < 1e-4 * scale
+    assert np.abs(alone.tumour_probability - before.tumour_probability).max() < 1e-4
+
+
+def test_a_slice_does_not_depend_on_the_others(forecaster, case, before):
+    """Slices 3 to 5 fill other places of the batches than 4 and 5 alone: bitwise equal."""
+    wider = forecaster.predict(case, **{**REQUEST, "slices": "3:7"})
+    for at in (4, 5):
+        for mine, theirs in (
+            (before.ensemble.mean, wider.ensemble.mean),
+            (before.ensemble.std, wider.ensemble.std),
+        ):
+            assert np.array_equal(mine[:, at], theirs[:, at])
+
+
+def test_more_samples_extend_fewer(forecaster, case):
+    few, more = (
+        forecaster.predict(case, **{**REQUEST, "samples": n}).volume_ml.samples_ml for n in (2, 5)
+    )
+    assert more[:2] == few
+
+
+def test_statistics_are_those_of_the_samples(forecaster, case):
+    """Mean and spread of two samples from the means of one and of two."""
+    one, two = (forecaster.predict(case, **{**REQUEST, "samples": n}) for n in (1, 2))
+    first, mean = one.ensemble.mean, two.ensemble.mean
+    second = 2 * mean - first
+    spread = np.abs(first - second) / np.sqrt(2)
+    rounding = 4 * np.finfo(np.float32).eps * np.abs(mean).max()
+    np.testing.assert_allclose(two.ensemble.std, spread, rtol=0, atol=rounding)
+    assert one.std is None
+    assert one.volume_ml.low_ml is None
+
+
+def test_volumes_add_up_to_millilitres(forecaster, case):
+    """One sample: the mask is its own, and a voxel of 2 mm is 0.008 ml."""
+    one = forecaster.predict(case, **{**REQUEST, "samples": 1})
+    assert one.volume_ml.mean_ml == pytest.approx(one.tumour_mask.sum() * 0.008)
+    assert one.tumour_mask.any()
+
+
+def test_slices_not_asked_for_are_background(before, case):
+    """The file's axis 2 runs up, canonical slices run down: 4 and 5 of 10 are 5 and 4 there."""
+    for at in range(10):
+        assert before.mean[:, :, :, at].any() == (at in (9 - 4, 9 - 5))
+
+
+def test_the_result_lies_on_the_last_session(before, case):
+    last = case.sessions[-1].images["t1"]
+    assert before.mean.shape[1:] == last.data.shape
+    np.testing.assert_array_equal(before.affine, last.affine)
+
+
+def reoriented(case: Case, flips: tuple[int, ...], order: tuple[int, int, int]) -> Case:
+    """The same head stored on other axes, affines accordingly (checked against nibabel)."""
+    import nibabel as nib
+
+    def move(volume):
+        ornt = np.array([[order[i], flips[i]] for i in range(3)], float)
+        image = nib.Nifti1Image(volume.data, volume.affine).as_reoriented(ornt)
+        return dataclasses.replace(
+            volume, data=np.asarray(image.dataobj, np.float32), affine=image.affine
+        )
+
+    sessions = tuple(
+        dataclasses.replace(
+            s,
+            images={m: move(v) for m, v in s.images.items()},
+            mask=move(s.mask) if s.mask else None,
+        )
+        for s in case.sessions
+    )
+    return dataclasses.replace(case, sessions=sessions)
+
+
+ORIENTATIONS = list(
+    itertools.product(itertools.product((1, -1), repeat=3), itertools.permutations(range(3)))
+)
+
+
+@pytest.mark.parametrize(("flips", "order"), ORIENTATIONS[::7])
+def test_orientation_of_the_files_does_not_matter(flips, order, forecaster, case, before):
+    import nibabel as nib
+
+    turned = forecaster.predict(reoriented(case, flips, order), **REQUEST)
+    expected = nib.Nifti1Image(before.tumour_probability, before.affine)
+    ornt = np.array([[order[i], flips[i]] for i in range(3)], float)
+    moved = expected.as_reoriented(ornt)
+    assert np.array_equal(turned.tumour_probability, np.asarray(moved.dataobj, np.float32))
+    np.testing.assert_array_equal(turned.affine, moved.affine)
+    assert turned.volume_ml == before.volume_ml
+
+
+def test_short_history_is_padded_and_said(forecaster, case):
+    one = dataclasses.replace(case, sessions=(dataclasses.replace(case.sessions[0], day=0),))
+    three = dataclasses.replace(case, sessions=one.sessions * 3)
+    padded = forecaster.predict(one, **REQUEST)
+    assert any("fewer than 3 sessions" in note for note in padded.report["notes"])
+    assert np.array_equal(padded.mean, forecaster.predict(three, **REQUEST).mean)
+
+
+def test_tumour_slices_follow_the_masks(forecaster, case):
+    """Masks fill slices 4 to 6 of the file (from below), so 3 to 5 from above, plus two."""
+    predicted = forecaster.predict(case, **{**REQUEST, "slices": "tumour", "samples": 1})
+    assert set(predicted.slices) <= set(range(1, 8))
+    assert {3, 4, 5} <= set(predicted.slices)
+
+
+def test_progress_counts_every_evaluation(forecaster, case):
+    calls = []
+    forecaster.predict(case, **REQUEST, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(i, 3) for i in (1, 2, 3)]  # 2 slices x 2 samples fill one batch of 4
+
+
+class Broken(Faulty):
+    """A network that gives NaN for one row of one step."""
+
+    def denoise(self, sources, x, shifts):
+        eps, logits = self._inner.denoise(sources, x, shifts)
+        eps = eps.copy()
+        eps[2] = np.nan
+        return eps, logits
+
+
+def test_a_sample_that_is_not_finite_is_named(forecaster, case):
+    broken = Forecaster(forecaster.bundle, Broken(forecaster.backend, ""), 0.0)
+    with pytest.raises(NumericsError, match="sample 0 of slice 5 is not finite") as e:
+        broken.predict(case, **REQUEST)
+    assert e.value.code == "TD6002"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "code"),
+    [
+        ({"day": 160}, TableError, "TD3312"),
+        ({"day": "+5000"}, TableError, "TD3313"),
+        ({"treatment": "tmz"}, TableError, "TD3314"),
+        ({"samples": 0}, UsageError, None),
+        ({"steps": 1001}, UsageError, None),
+        ({"seed": -1}, UsageError, None),
+        ({"slices": "5:5"}, UsageError, None),
+        ({"slices": "8:12"}, UsageError, None),
+        ({"grid": "karras"}, UsageError, None),
+        ({"solver": "euler"}, UsageError, None),
+    ],
+)
+def test_requests_that_cannot_be_answered(change, error, code, forecaster, case):
+    with pytest.raises(error) as e:
+        forecaster.predict(case, **{**REQUEST, **change})
+    assert code is None or e.value.code == code
+
+
+def test_report_holds_the_request_and_no_names(before, case):
+    text = str(before.report)
+    assert before.report["request"] == {"day": 250, "treatment": "TMZ"}
+    assert before.report["sampling"]["network_evaluations"] == 3 * 2 * 2
+    assert case.name not in text
+
+
+def test_bundle_of_the_fixture_is_the_one_described(bundle):
+    manifest = open_bundle(bundle).manifest
+    assert manifest.card.name == "tiny"
+    assert [a.role for a in manifest.artefacts] == ["conditioner", "denoiser"]

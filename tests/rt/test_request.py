@@ -1,0 +1,243 @@
+"""Requests: days, treatments, source sessions, slices and counts, each against its definition."""
+
+import numpy as np
+import pytest
+
+from tadiff_rt.case import MODALITIES, Case, Session, Volume
+from tadiff_rt.errors import TableError, TadiffError, UsageError
+from tadiff_rt.request import (
+    Request,
+    check_request,
+    parse_day,
+    parse_samples,
+    parse_seed,
+    parse_slices,
+    parse_steps,
+    select_sources,
+)
+
+
+def case_of(days, treatments=None, without_images=()):
+    volume = Volume(np.zeros((2, 2, 2), np.float32), np.eye(4), "v", "0")
+    sessions = [
+        Session(
+            f"s{i}",
+            day,
+            treatments[i] if treatments else "TMZ",
+            {} if i in without_images else dict.fromkeys(MODALITIES, volume),
+        )
+        for i, day in enumerate(days)
+    ]
+    return Case("case", tuple(sessions))
+
+
+def codes(call, *args, **kwargs):
+    with pytest.raises(TadiffError) as caught:
+        call(*args, **kwargs)
+    return [error.code for error in caught.value.findings]
+
+
+@pytest.mark.parametrize(
+    ("text", "day"),
+    [("510", 510), ("+90", 390), (510, 510), (" 510 ", 510), ("+0", 300), ("0", 0)],
+)
+def test_a_day_counts_from_the_first_session_or_with_plus_from_the_last(text, day):
+    assert parse_day(text, last_day=300) == day
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "+", "-5", "1e3", "10.5", "1_000", "\uff15", "nan", "123456", "++5", "+ 5", "week 3"],
+)
+def test_a_malformed_day_is_refused(text):
+    with pytest.raises(UsageError, match="whole number") as caught:
+        parse_day(text, last_day=300)
+    assert caught.value.code == "TD3011"
+
+
+def test_a_date_is_refused_and_not_repeated():
+    with pytest.raises(UsageError, match="dates are refused") as caught:
+        parse_day("2021-03-04", last_day=300)
+    assert "2021" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "day", [171, 170, 0, -1], ids=["last", "before-last", "first", "before-first"]
+)
+def test_the_target_day_must_be_after_the_last_session(day):
+    """S15: the published script ignores the target, so any day passes there."""
+    case = case_of([0, 84, 171])
+    assert codes(check_request, Request(day, "TMZ"), case, max_day=1000) == ["TD3312"]
+
+
+def test_the_day_after_the_last_session_is_accepted():
+    assert check_request(Request(172, "TMZ"), case_of([0, 84, 171]), max_day=1000) == ()
+
+
+def test_the_last_trained_day_is_accepted_and_the_next_refused():
+    """S16."""
+    case = case_of([0, 84, 171])
+    assert check_request(Request(1000, "TMZ"), case, max_day=1000) == ()
+    assert codes(check_request, Request(1001, "TMZ"), case, max_day=1000) == ["TD3313"]
+    assert codes(check_request, Request(73_000, "TMZ"), case, max_day=1000) == ["TD3313"]
+
+
+def test_source_days_outside_the_trained_range_are_refused_too():
+    case = case_of([0, 900, 1100])
+    request = Request(1200, "TMZ")
+    assert codes(check_request, request, case, max_day=1000) == ["TD3313", "TD3313"]
+
+
+def test_extrapolation_on_request_is_noted_for_every_day():
+    case = case_of([0, 900, 1100])
+    notes = check_request(Request(1200, "TMZ"), case, max_day=1000, extrapolate=True)
+    assert len(notes) == 2
+    assert "target: day 1200 is beyond the trained range, 0 to 1000" in notes[0]
+    assert "session s2: day 1100" in notes[1]
+
+
+@pytest.mark.parametrize("treatment", ["7", "-1", "tmz", "", "TMZ "])
+def test_an_unknown_treatment_is_refused(treatment):
+    """S17."""
+    case = case_of([0, 84, 171])
+    with pytest.raises(TableError, match="known are CRT, TMZ, none") as caught:
+        check_request(Request(200, treatment), case, max_day=1000)
+    assert caught.value.code == "TD3314"
+
+
+def test_treatments_the_network_was_not_trained_on_are_refused_for_target_and_sources():
+    case = case_of([0, 84, 171], ["CRT", "none", "TMZ"])
+    found = codes(
+        check_request, Request(200, "none"), case, max_day=1000, treatments=("CRT", "TMZ")
+    )
+    assert found == ["TD3314", "TD3314"]
+
+
+def test_treatments_and_days_of_sessions_that_are_not_used_do_not_matter():
+    case = case_of([0, 84, 171, 250], ["none", "CRT", "TMZ", "TMZ"])
+    request = Request(300, "TMZ")
+    assert check_request(request, case, max_day=1000, treatments=("CRT", "TMZ")) == ()
+
+
+def test_all_problems_of_a_request_are_reported_together():
+    case = case_of([0, 84, 171])
+    assert codes(check_request, Request(100, "tmz"), case, max_day=50) == [
+        "TD3312",
+        "TD3313",
+        "TD3313",
+        "TD3313",
+        "TD3314",
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_sources_are_the_published_window(count):
+    """S18, S19; definition: indices k-3, k-2, k-1 of target k, negatives clamped to 0."""
+    k = count
+    window = [max(0, i) for i in (k - 3, k - 2, k - 1)]
+    case = case_of(range(0, 10 * count, 10))
+    sources, note = select_sources(case)
+    assert [case.sessions.index(s) for s in sources] == window
+    names = ", ".join(f"s{i}" for i in window)
+    if count < 3:
+        assert note == f"the case has fewer than 3 sessions; the first is repeated: {names}"
+    elif count == 3:
+        assert note is None
+    else:
+        assert note == f"the last 3 of {count} sessions are used: {names}"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_fewer_than_three_sessions_are_refused_where_none_may_be_repeated(count):
+    """S18."""
+    assert codes(select_sources, case_of(range(count)), repeat_first=False) == ["TD3315"]
+
+
+def test_three_sessions_need_no_repetition():
+    sources, note = select_sources(case_of([0, 1, 2]), repeat_first=False)
+    assert [s.day for s in sources] == [0, 1, 2]
+    assert note is None
+
+
+def test_a_source_that_was_read_without_images_is_refused():
+    assert codes(select_sources, case_of(range(4), without_images=[1])) == ["TD3316"]
+    assert select_sources(case_of(range(4), without_images=[0]))[0][0].name == "s1"
+
+
+BRAIN = np.array([0, 1, 1, 1, 0, 1], bool)
+TUMOUR = np.array([0, 0, 1, 1, 0, 0], bool)
+
+
+@pytest.mark.parametrize(
+    ("text", "slices"),
+    [
+        ("all", [0, 1, 2, 3, 4, 5]),
+        ("brain", [1, 2, 3, 5]),
+        ("tumour", [2, 3]),
+        ("0", [0]),
+        ("5", [5]),
+        (4, [4]),
+        ("1:3", [1, 2]),
+        ("0:6", [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_slices_mean_what_they_say(text, slices):
+    assert parse_slices(text).resolve(6, BRAIN, TUMOUR).tolist() == slices
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3:3", "4:2", ":3", "3:", "1:2:3", "-1", "tumor", "All", "1,2", "\uff11", "1e1"]
+)
+def test_malformed_slices_are_refused(text):
+    assert codes(parse_slices, text) == ["TD3018"]
+
+
+@pytest.mark.parametrize("text", ["6", "5:7", "999999"])
+def test_slices_outside_the_volume_are_refused(text):
+    with pytest.raises(UsageError, match="outside the volume, 0 to 5") as caught:
+        parse_slices(text).resolve(6, BRAIN, None)
+    assert caught.value.code == "TD3019"
+
+
+@pytest.mark.parametrize("tumour", [None, np.zeros(6, bool)], ids=["no-mask", "empty-mask"])
+def test_tumour_slices_need_a_tumour(tumour):
+    with pytest.raises(UsageError) as caught:
+        parse_slices("tumour").resolve(6, BRAIN, tumour)
+    assert (caught.value.code, caught.value.fix) == ("TD3020", "pass --slices brain")
+
+
+def test_brain_slices_need_a_brain():
+    empty = np.zeros(6, bool)
+    assert codes(parse_slices("brain").resolve, 6, empty, None) == ["TD3020"]
+
+
+COUNTS = [
+    (parse_samples, "TD3015", 1, 10_000),
+    (lambda value: parse_steps(value, 1000), "TD3016", 1, 1000),
+    (parse_seed, "TD3017", 0, 2**64 - 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("parse", "code", "low", "high"), COUNTS, ids=["samples", "steps", "seed"]
+)
+def test_counts_are_whole_numbers_in_their_range(parse, code, low, high):
+    """A02: the ends are accepted, as text or number; one further is refused with the range."""
+    for value in (low, high):
+        assert parse(value) == parse(str(value)) == value
+    for value in (
+        low - 1,
+        high + 1,
+        "nan",
+        "",
+        "1e9",
+        "1.0",
+        " 1",
+        "1_0",
+        "abc",
+        "\uff11",
+        "9" * 30,
+    ):
+        with pytest.raises(UsageError, match=f"from {low} to {high}") as caught:
+            parse(value)
+        assert caught.value.code == code
