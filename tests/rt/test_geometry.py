@@ -190,6 +190,10 @@ def test_a_header_flipped_without_its_data_is_named():  # G04
     assert caught.value.code == "TD3202"
 
 
+def test_a_large_shift_of_the_same_handedness_is_a_shift():
+    assert [f.code for f in grid_findings([volume(), volume(shifted(180))])] == ["TD3201"]
+
+
 def test_mirrored_storage_with_a_small_shift_is_a_shift():
     stored, affine = stored_as("LPS", np.zeros(SHAPE, np.float32), shifted(0.5))
     assert np.linalg.det(affine) * np.linalg.det(AFFINE) < 0

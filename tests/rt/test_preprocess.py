@@ -261,6 +261,24 @@ def test_single_negative_voxels_do_not_matter_however_deep():
     assert (got.low, got.high) == tuple(np.percentile(brain, [0.2, 99.8]))
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("side", [0, -1])
+def test_negative_voxels_outside_the_head_do_not_matter_however_many(axis: int, side: int):
+    spoiled = SCAN.copy()
+    beyond = np.argwhere(BRAIN)[:, axis].min() if side == 0 else np.argwhere(BRAIN)[:, axis].max()
+    slab = np.s_[:beyond] if side == 0 else np.s_[beyond + 1 :]
+    np.moveaxis(spoiled, axis, 0)[slab] = -0.2 * SCAN.max()
+    assert (spoiled < 0).sum() > 0.3 * BRAIN.sum()
+    assert measure_range(spoiled, (0.2, 99.8), "") == measure_range(SCAN, (0.2, 99.8), "")
+
+
+def test_voxels_within_the_head_may_lie_just_below_zero():
+    """Ventricles of a FLAIR image are 0 up to noise and ringing."""
+    dark = np.where(np.random.default_rng(9).random(SHAPE) < 0.1, -0.9, 100)
+    got = measure_range((BRAIN * dark * (1 + SCAN / 1e4)).astype(np.float32), (0.2, 99.8), "")
+    assert got.low > 99
+
+
 def z_scored(data: np.ndarray) -> np.ndarray:
     brain = data[data > 0]
     return np.where(data > 0, (data - brain.mean()) / brain.std(), 0)
@@ -272,6 +290,9 @@ def one_voxel() -> np.ndarray:
     return data
 
 
+FILLED = np.pad(1 + SCAN[1:-1, 1:-1, 1:-1], 1, mode="edge")
+FILLED[np.ix_([0, -1], [0, -1])] = FILLED[[0, -1], :, :1] = FILLED[[0, -1], :, -1:] = 0
+FILLED[:, [0, -1], :1] = FILLED[:, [0, -1], -1:] = 0
 REFUSED: dict[str, tuple[str, np.ndarray]] = {
     "V04 constant brain": ("TD3124", BRAIN * 400),
     "V04 constant but for one voxel": ("TD3124", BRAIN * 400 + one_voxel()),
@@ -286,6 +307,7 @@ REFUSED: dict[str, tuple[str, np.ndarray]] = {
     "V11 uniform offset": ("TD3126", SCAN + 50),
     "V11 noise in air": ("TD3126", SCAN + np.random.default_rng(0).random(SHAPE)),
     "V11 interpolated and not masked": ("TD3126", ringing((1.5, 1.5, 1.5))),
+    "V11 tissue up to the faces": ("TD3126", FILLED),
     "V12 one voxel": ("TD3125", one_voxel()),
     "V20 checkerboard of 1e4": (
         "TD3127",

@@ -172,6 +172,12 @@ def test_every_problem_of_a_table_is_reported_in_order_of_line(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("rest", ["ses-02\t84\tTMZ\n", ""], ids=["first-row", "only-row"])
+def test_a_row_of_the_wrong_width_is_not_taken_for_a_missing_first_day(tmp_path, rest):
+    table = HEADER + "ses-01\t0\n" + rest
+    assert codes_and_lines(tmp_path, table) == [("TD3304", "2")]
+
+
 def test_a_date_is_not_repeated_in_the_message(tmp_path):
     """A date of examination identifies a patient; messages end up in logs."""
     for date in ("2021-03-04", "4.3.2021", "20210304", "4 March 2021", "04-MAR-2021"):

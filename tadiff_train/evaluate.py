@@ -1,0 +1,649 @@
+"""Forecasts of the last session of every patient, compared with that session.
+
+The model sees the sessions before the last one and is asked for the last one's day and treatment.
+What it is compared with is a copy of the last source: most follow-up scans look like the one before
+them, and many published forecasts are further off than that copy.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tadiff_rt.case import MODALITIES, TREATMENTS, Case, ReadOptions, Session
+from tadiff_rt.ensemble import volume_interval
+from tadiff_rt.errors import UsageError
+from tadiff_rt.forecast import VOLUME_LEVEL, Forecaster, choose_slices
+from tadiff_rt.geometry import canonical_grid, canonical_view, check_same_grid, spacing_of
+from tadiff_rt.intensity import measure_range
+from tadiff_rt.preprocess import DataContract, Prepared, Window, prepare
+from tadiff_rt.readers import read_case
+from tadiff_rt.readers.nifti import read_volume
+from tadiff_rt.request import NUM_SOURCES, parse_slices, select_sources
+from tadiff_train.data import subjects
+from tadiff_train.metrics import (
+    Interval,
+    Mask,
+    absolute_volume_error,
+    bootstrap_interval,
+    dice,
+    mae,
+    psnr,
+    signed_volume_error,
+    ssim,
+)
+
+HORIZON_DAYS = 60
+"""Where results are split into near and far forecasts."""
+MIN_PATIENTS = 6
+"""Below, no difference is called one: with 5 patients, all lie on one side by chance in 1 of 16
+cohorts (two-sided sign test)."""
+MIN_PLAN_DIFFERENCE_ML = 0.5
+"""Two plans whose true volumes are closer have no sign to be right about."""
+POPULATION = "simulated patients, never seen in training"
+
+Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One method on one patient, over the evaluated slices."""
+
+    dice: float | None
+    """Of the tumour, over all evaluated slices as one volume; None without any tumour."""
+    volume_ml: float
+    signed_error_ml: float
+    absolute_error_ml: float
+    ssim: dict[str, float]
+    """By modality, the mean over slices of the mean over the brain."""
+    psnr: dict[str, float]
+    """By modality, from the mean squared error over all brain voxels; inf for equal images."""
+    mae: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CounterfactualScore:
+    """The same patient under another treatment of the last interval."""
+
+    treatment: str
+    dice: float | None
+    true_difference_ml: float
+    """Volume under this treatment minus volume under the one given."""
+    predicted_difference_ml: float
+    """The same, of the mean volumes of two ensembles with one seed."""
+    sign_agrees: bool | None
+    """None where the truth differs by less than MIN_PLAN_DIFFERENCE_ML."""
+
+
+@dataclass(frozen=True)
+class PatientResult:
+    """The forecast of one patient's last session, and how far it was off."""
+
+    name: str
+    treatment: str
+    target_day: int
+    horizon_days: int
+    """From the last source to the target."""
+    num_sources: int
+    """Sessions before the target; the network sees the last three."""
+    extrapolated: bool
+    """The target lies beyond the days seen in training."""
+    slices: tuple[int, ...]
+    """Evaluated slices of the canonical grid, the same for every method."""
+    true_ml: float
+    """Tumour of the target in the evaluated slices."""
+    unforecast_ml: float
+    """Tumour of the target outside every slice that the choice of slices covers."""
+    model: Score
+    copy: Score
+    change_dice: float | None
+    """Dice of the voxels said to differ from the last mask and those that do; a copy has 0."""
+    change_recall: float | None
+    """Share of the voxels which differ from the last mask that the forecast has right."""
+    interval_ml: tuple[float, float] | None
+    """Prediction interval of the volume; None for a single sample."""
+    covered: bool | None
+    """The true volume lies inside it."""
+    counterfactuals: tuple[CounterfactualScore, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Settings:
+    samples: int
+    steps: int
+    seed: int
+    slices: str
+    max_slices: int | None
+    counterfactuals: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Prediction:
+    """An ensemble on the evaluated slices of the network's grid."""
+
+    images: Float32Array
+    """(3, n, h, w) ensemble mean."""
+    tumour: Mask
+    """(n, h, w) probability above one half."""
+    volumes_ml: tuple[float, ...]
+    """Of every sample."""
+
+
+def evaluate(
+    forecaster: Forecaster,
+    root: Path,
+    *,
+    targets: Literal["last"] = "last",
+    samples: int = 5,
+    steps: int = 20,
+    seed: int = 0,
+    slices: str = "tumour",
+    max_slices: int | None = None,
+    counterfactuals: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[PatientResult]:
+    """Forecasts the last session of every subject of a BIDS data set and scores the forecast.
+
+    Of the slices that a forecast with `slices` covers, those with tumour in the target or in the
+    last source are evaluated; tumour forecast in any other slice is not counted.
+
+    Args:
+        forecaster: anything with `predict` and the model card of `Forecaster`.
+        root: with a tumour mask of every session among its derivatives.
+        targets: only "last".
+        samples, steps, seed, slices: of every forecast, as in `Forecaster.predict`.
+        max_slices: of more, every k-th is forecast and evaluated, which divides the time by k.
+            Volumes are then those of the evaluated slices, not of the tumour.
+        counterfactuals: also forecast the other treatments whose truth derivatives/phantom holds.
+        progress: called with (patients done, patients).
+
+    Raises:
+        UsageError: TD3030 no subject, TD3034 `targets` or `max_slices` is not possible, TD3035 a
+            subject has one session, TD3036 a session has no mask.
+        TadiffError: a case cannot be read or forecast.
+    """
+    if targets != "last":
+        raise UsageError("TD3034", f"only the last session is evaluated, got targets={targets!r}")
+    if max_slices is not None and max_slices < 1:
+        raise UsageError("TD3034", f"max_slices must be at least 1, got {max_slices}")
+    settings = _Settings(samples, steps, seed, slices, max_slices, counterfactuals)
+    found = subjects(Path(root))
+    results = []
+    for subject in found:
+        results.append(_evaluate_patient(forecaster, subject, settings))
+        if progress is not None:
+            progress(len(results), len(found))
+    return results
+
+
+def _evaluate_patient(forecaster: Forecaster, subject: Path, settings: _Settings) -> PatientResult:
+    card = forecaster.bundle.manifest.card
+    case, target = _split_target(read_case(subject, last=NUM_SOURCES + 1))
+    last = case.sessions[-1]
+    prepared = prepare(select_sources(case)[0], card.data)
+    covered_slices = choose_slices(prepared, parse_slices(settings.slices))
+    _require_alignment(last, prepared, card.data)
+    check_same_grid([last.images["t1"], *target.images.values(), target.mask])
+    images, mask = on_network_grid(target, prepared.window, card.data)
+    slices = _evaluated_slices(covered_slices, prepared, mask, settings.max_slices)
+    at = list(slices)
+    voxel_ml = float(np.prod(spacing_of(last.images["t1"].affine))) / 1000
+    brain = (prepared.sources[at] > 0).any(axis=1)
+    true_images, true = images[:, at], mask[at]
+    last_mask = prepared.masks[-1, at]
+
+    def forecast(treatment: str) -> _Prediction:
+        return _predict(
+            forecaster, case, prepared, slices, target.day, treatment, settings, voxel_ml
+        )
+
+    def score(images: Float32Array, tumour: Mask) -> Score:
+        return score_method(images, tumour, true_images, true, brain, voxel_ml)
+
+    model = forecast(target.treatment)
+    interval = volume_interval(model.volumes_ml, VOLUME_LEVEL)
+    true_ml = float(true.sum()) * voxel_ml
+    all_ml = float((target.mask.data > 0).sum()) * voxel_ml
+    changed = true ^ last_mask
+    others = []
+    for treatment, other in _other_truths(subject, target, settings, prepared.window, card):
+        others.append(score_plan(treatment, forecast(treatment), other[at], model, true, voxel_ml))
+    return PatientResult(
+        name=case.name,
+        treatment=target.treatment,
+        target_day=target.day,
+        horizon_days=target.day - last.day,
+        num_sources=len(case.sessions),
+        extrapolated=target.day > card.max_day,
+        slices=slices,
+        true_ml=true_ml,
+        unforecast_ml=all_ml - float(mask[list(covered_slices)].sum()) * voxel_ml,
+        model=score(model.images, model.tumour),
+        copy=score(_source_images(prepared)[:, at], last_mask),
+        change_dice=dice(model.tumour ^ last_mask, changed),
+        change_recall=float((model.tumour == true)[changed].mean()) if changed.any() else None,
+        interval_ml=interval[1:] if interval else None,
+        covered=interval[1] <= true_ml <= interval[2] if interval else None,
+        counterfactuals=tuple(others),
+    )
+
+
+def _split_target(case: Case) -> tuple[Case, Session]:
+    """The case as it was before its last session, and that session."""
+    if len(case.sessions) < 2:
+        raise UsageError("TD3035", f"{case.name} has one session; evaluation needs two")
+    for session in case.sessions[-NUM_SOURCES - 1 :]:
+        if session.mask is None:
+            raise UsageError(
+                "TD3036",
+                f"{case.name} has no tumour mask of {session.name}; evaluation needs one",
+                fix="add *_dseg.nii.gz files under derivatives/",
+            )
+    return dataclasses.replace(case, sessions=case.sessions[:-1]), case.sessions[-1]
+
+
+def on_network_grid(
+    session: Session, window: Window, contract: DataContract
+) -> tuple[Float32Array, Mask]:
+    """Images (3, d, size, size) in [0, 1] and tumour (d, size, size) of a session in `window`.
+
+    The window is that of the forecast, not one around this session: `prepare` centres it on the
+    foreground of all sessions it is given, and one voxel more would move it.
+    """
+
+    def cut(data: NDArray[np.float32], affine: NDArray[np.float64]) -> Float32Array:
+        grid = canonical_grid(data.shape, affine, tuple(contract.orientation))
+        return window.cut(canonical_view(data, grid))
+
+    images = []
+    for modality in MODALITIES:
+        volume = session.images[modality]
+        limits = measure_range(volume.data, contract.percentiles, volume.label)
+        images.append(limits.normalise(cut(volume.data, volume.affine)))
+    return np.stack(images), cut(session.mask.data, session.mask.affine) > 0
+
+
+def _source_images(prepared: Prepared) -> Float32Array:
+    """(3, d, size, size) of the last source."""
+    return np.moveaxis(prepared.sources[:, -len(MODALITIES) :], 1, 0)
+
+
+def _require_alignment(last: Session, prepared: Prepared, contract: DataContract) -> None:
+    """The last source, taken the way of the target, is what the network was given, bit by bit."""
+    images, mask = on_network_grid(last, prepared.window, contract)
+    same = np.array_equal(images, _source_images(prepared))
+    if not same or not np.array_equal(mask, prepared.masks[-1]):
+        raise AssertionError(f"target and sources of {last.name} are not prepared alike")
+
+
+def _evaluated_slices(
+    covered: Sequence[int], prepared: Prepared, mask: Mask, max_slices: int | None
+) -> tuple[int, ...]:
+    """Covered slices with tumour before or after (if none, all with brain); every k-th of many."""
+    covered = [k for k in covered if prepared.brain[k]]
+    tumour = (mask | prepared.masks[-1]).any(axis=(1, 2))
+    chosen = [k for k in covered if tumour[k]] or covered
+    step = math.ceil(len(chosen) / max_slices) if max_slices else 1
+    return tuple(chosen[(len(chosen) - 1) % step // 2 :: step])
+
+
+def _runs(slices: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(start, stop) of each run of neighbouring slices."""
+    for _, run in itertools.groupby(enumerate(slices), lambda pair: pair[1] - pair[0]):
+        members = [at for _, at in run]
+        yield members[0], members[-1] + 1
+
+
+def _predict(
+    forecaster: Forecaster,
+    case: Case,
+    prepared: Prepared,
+    slices: Sequence[int],
+    day: int,
+    treatment: str,
+    settings: _Settings,
+    voxel_ml: float,
+) -> _Prediction:
+    """Forecasts the slices and no other.
+
+    Noise depends on seed, sample and slice alone, so that sample k of one run of slices and
+    sample k of the next are one sample, and their volumes add up.
+    """
+    images, probability = [], []
+    voxels = np.zeros(settings.samples, np.int64)
+    for start, stop in _runs(slices):
+        forecast = forecaster.predict(
+            case,
+            day=day,
+            treatment=treatment,
+            samples=settings.samples,
+            seed=settings.seed,
+            steps=settings.steps,
+            slices=f"{start}:{stop}",
+            extrapolate=True,
+        )
+        if forecast.prepared.window != prepared.window:
+            raise AssertionError("forecast and truth are cut by different windows")
+        images.append(forecast.ensemble.mean[:, start:stop])
+        probability.append(forecast.ensemble.probability[start:stop])
+        voxels += forecast.ensemble.tumour_voxels
+    return _Prediction(
+        # The solver does not clip; the truth cannot lie outside.
+        np.clip(np.concatenate(images, axis=1), 0, 1),
+        np.concatenate(probability) > 0.5,
+        tuple((voxels * voxel_ml).tolist()),
+    )
+
+
+def score_method(
+    images: Float32Array,
+    tumour: Mask,
+    true_images: Float32Array,
+    true: Mask,
+    brain: Mask,
+    voxel_ml: float,
+) -> Score:
+    """Scores images (3, n, h, w) and tumour (n, h, w) against the truth, images inside `brain`."""
+    pred_ml, true_ml = float(tumour.sum()) * voxel_ml, float(true.sum()) * voxel_ml
+    pairs = dict(zip(MODALITIES, zip(images, true_images, strict=True), strict=True))
+    return Score(
+        dice=dice(tumour, true),
+        volume_ml=pred_ml,
+        signed_error_ml=signed_volume_error(pred_ml, true_ml),
+        absolute_error_ml=absolute_volume_error(pred_ml, true_ml),
+        ssim={
+            modality: float(np.mean([ssim(*row) for row in zip(a, b, brain, strict=True)]))
+            for modality, (a, b) in pairs.items()
+        },
+        psnr={modality: psnr(a, b, brain) for modality, (a, b) in pairs.items()},
+        mae={modality: mae(a, b, brain) for modality, (a, b) in pairs.items()},
+    )
+
+
+def _other_truths(
+    subject: Path, target: Session, settings: _Settings, window: Window, card
+) -> Iterator[tuple[str, Mask]]:
+    """Tumour (d, size, size) of the target under each other treatment that the network knows."""
+    anat = subject.parent / "derivatives" / "phantom" / subject.name / target.name / "anat"
+    for treatment in TREATMENTS if settings.counterfactuals else ():
+        path = anat / f"{subject.name}_{target.name}_desc-tumour{treatment}_dseg.nii.gz"
+        if treatment == target.treatment or treatment not in card.treatments or not path.exists():
+            continue
+        volume = read_volume(path, ReadOptions(), path.name, labels_only=True, notes=[])
+        check_same_grid([target.mask, volume])
+        session = dataclasses.replace(target, mask=volume)
+        yield treatment, on_network_grid(session, window, card.data)[1]
+
+
+def score_plan(
+    treatment: str,
+    forecast: _Prediction,
+    truth: Mask,
+    given: _Prediction,
+    given_truth: Mask,
+    voxel_ml: float,
+) -> CounterfactualScore:
+    """Scores a forecast under another treatment, and its difference from the one given."""
+    true_difference_ml = (float(truth.sum()) - float(given_truth.sum())) * voxel_ml
+    difference_ml = float(np.mean(forecast.volumes_ml) - np.mean(given.volumes_ml))
+    agrees = None
+    if abs(true_difference_ml) >= MIN_PLAN_DIFFERENCE_ML:
+        agrees = bool(np.sign(difference_ml) == np.sign(true_difference_ml))
+    return CounterfactualScore(
+        treatment, dice(forecast.tumour, truth), true_difference_ml, difference_ml, agrees
+    )
+
+
+def _mean_of(values: Mapping[str, float]) -> float:
+    return sum(values.values()) / len(values)
+
+
+@dataclass(frozen=True)
+class _Metric:
+    name: str
+    of: Callable[[Score], float | None]
+    better: int
+    """1 if more is better, -1 if less is, 0 if neither."""
+    digits: int = 3
+
+
+def _image_metrics(name: str, attribute: str, better: int, digits: int) -> list[_Metric]:
+    def of(modality: str) -> Callable[[Score], float]:
+        return lambda score: getattr(score, attribute)[modality]
+
+    titles = zip(MODALITIES, ("T1", "T1c", "FLAIR"), strict=True)
+    mean = _Metric(name, lambda score: _mean_of(getattr(score, attribute)), better, digits)
+    return [mean, *(_Metric(f"{name}, {title}", of(m), better, digits) for m, title in titles)]
+
+
+METRICS = (
+    _Metric("future-tumour Dice", lambda score: score.dice, 1),
+    *_image_metrics("SSIM", "ssim", 1, 3),
+    *_image_metrics("PSNR (dB)", "psnr", 1, 2),
+    *_image_metrics("MAE", "mae", -1, 4),
+    _Metric("absolute volume error (ml)", lambda score: score.absolute_error_ml, -1, 2),
+    _Metric("signed volume error (ml)", lambda score: score.signed_error_ml, 0, 2),
+)
+"""An image metric without a modality is its mean over the three."""
+GROUP_METRICS = tuple(m for m in METRICS if "," not in m.name and m.better)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Model and copy by one metric, over the patients for whom it is defined for both."""
+
+    metric: str
+    model: Interval | None
+    copy: Interval | None
+    difference: Interval | None
+    """Model minus copy, patient by patient."""
+    verdict: str
+    """Of the model: "better", "worse", "no difference shown", or "" where neither is better."""
+
+
+def compare(results: Sequence[PatientResult], metric: _Metric, seed: int = 0) -> Comparison:
+    """Paired comparison of model and copy; a difference is shown if its interval leaves out 0."""
+    pairs = [(metric.of(result.model), metric.of(result.copy)) for result in results]
+    known = [(a, b) for a, b in pairs if _finite(a) and _finite(b)]
+    model, copy, difference = (
+        bootstrap_interval(values, seed=seed)
+        for values in ([a for a, _ in known], [b for _, b in known], [a - b for a, b in known])
+    )
+    verdict = "no difference shown" if metric.better else ""
+    if metric.better and difference and difference.count >= MIN_PATIENTS:
+        if difference.low > 0 or difference.high < 0:
+            verdict = "better" if difference.mean * metric.better > 0 else "worse"
+    return Comparison(metric.name, model, copy, difference, verdict)
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _groups(results: Sequence[PatientResult]) -> Iterator[tuple[str, list[PatientResult]]]:
+    """All patients, then by horizon, then by treatment; groups without patients left out."""
+    groups = {
+        "all": list(results),
+        f"horizon < {HORIZON_DAYS} days": [r for r in results if r.horizon_days < HORIZON_DAYS],
+        f"horizon >= {HORIZON_DAYS} days": [r for r in results if r.horizon_days >= HORIZON_DAYS],
+        **{f"under {t}": [r for r in results if r.treatment == t] for t in TREATMENTS},
+    }
+    return ((name, members) for name, members in groups.items() if members)
+
+
+def _cell(interval: Interval | None, digits: int, sign: str = "") -> str:
+    if interval is None:
+        return "undefined"
+    mean, low, high = (
+        f"{value:{sign}.{digits}f}" for value in (interval.mean, interval.low, interval.high)
+    )
+    return f"{mean} ({low} to {high})"
+
+
+def results_table(
+    results: Sequence[PatientResult],
+    *,
+    population: str = POPULATION,
+    settings: Mapping[str, object] | None = None,
+    seed: int = 0,
+) -> str:
+    """The results in Markdown, with what they do and do not show.
+
+    Args:
+        population: who the patients are.
+        settings: what else to say of the run, such as the model, samples and steps.
+        seed: of the bootstrap.
+    """
+    if not results:
+        return f"No patient was evaluated ({population}).\n"
+    lines = [
+        f"Forecasts of the last session of {len(results)} {population}.",
+        "",
+        *_describe(results, settings or {}),
+        "",
+        "| metric | model | copy of the last scan | model - copy | the model is |",
+        "|---|---|---|---|---|",
+    ]
+    for metric in METRICS:
+        c = compare(results, metric, seed)
+        cells = [_cell(c.model, metric.digits), _cell(c.copy, metric.digits)]
+        cells.append(_cell(c.difference, metric.digits, "+"))
+        left_out = len(results) - (c.difference.count if c.difference else 0)
+        name = f"{metric.name} [{left_out} undefined]" if left_out else metric.name
+        lines.append(f"| {name} | {' | '.join(cells)} | {c.verdict or '-'} |")
+    lines += ["", *_explain(), "", *_model_only(results, seed), "", *_split(results, seed)]
+    return "\n".join(lines) + "\n"
+
+
+def _describe(results: Sequence[PatientResult], settings: Mapping[str, object]) -> list[str]:
+    horizons = [r.horizon_days for r in results]
+    outside = [r.unforecast_ml for r in results]
+    lines = [
+        f"- Horizon: median {np.median(horizons):g} days, {min(horizons)} to {max(horizons)}.",
+        f"- Slices: {sum(len(r.slices) for r in results)} in all, {_range_of_slices(results)} a "
+        "patient, with tumour in the target or the last source; volumes are of these slices only.",
+        f"- Future tumour outside the slices that a forecast covers, hence not scored: mean "
+        f"{np.mean(outside):.2f} ml, at most {max(outside):.2f} ml.",
+    ]
+    beyond = sum(r.extrapolated for r in results)
+    if beyond:
+        lines.append(f"- {beyond} targets lie beyond the days seen in training.")
+    if settings:
+        lines.append(f"- {', '.join(f'{name} {value}' for name, value in settings.items())}.")
+    return lines
+
+
+def _range_of_slices(results: Sequence[PatientResult]) -> str:
+    counts = [len(r.slices) for r in results]
+    return f"{min(counts)} to {max(counts)}"
+
+
+def _explain() -> list[str]:
+    return [
+        "Means over patients, in brackets 95 % bootstrap intervals over patients. Both methods are "
+        "scored on the same slices and, for images, the same brain voxels. The copy is given the "
+        "true mask of the last scan; the model sees images only. The copy also carries the noise "
+        "of its own scan, which the mean of an ensemble does not: part of a gain in PSNR and MAE "
+        "is that. 'Better' and 'worse' mean that the interval of the paired difference leaves out "
+        f"0, with at least {MIN_PATIENTS} patients; of so many comparisons, one in twenty does so "
+        "by chance.",
+    ]
+
+
+def _model_only(results: Sequence[PatientResult], seed: int) -> list[str]:
+    """What a copy cannot be asked: change, spread, and other plans."""
+
+    def interval(values: Sequence[float | None]) -> str:
+        known = [float(value) for value in values if value is not None]
+        cell = _cell(bootstrap_interval(known, seed=seed), 3)
+        return f"{cell}, {len(known)} patients"
+
+    lines = [
+        f"- Tumour change (new or vanished voxels): Dice "
+        f"{interval([r.change_dice for r in results])}; share of changed voxels forecast right "
+        f"{interval([r.change_recall for r in results])}. A copy has 0 of both."
+    ]
+    covered = [r.covered for r in results if r.covered is not None]
+    if covered:
+        lines.append(
+            f"- Spread: the true volume lies in the {VOLUME_LEVEL:.0%} interval of the forecast "
+            f"for {sum(covered)} of {len(covered)} patients ({sum(covered) / len(covered):.0%})."
+        )
+    plans = [plan for r in results for plan in r.counterfactuals]
+    if plans:
+        decided = [plan.sign_agrees for plan in plans if plan.sign_agrees is not None]
+        by_patient = [_average([p.sign_agrees for p in r.counterfactuals]) for r in results]
+        dices = [_average([p.dice for p in r.counterfactuals]) for r in results]
+        lines.append(
+            f"- Other treatment plans: which of two plans leaves more tumour is forecast right for "
+            f"{sum(decided)} of {len(decided)} pairs whose true volumes differ by at least "
+            f"{MIN_PLAN_DIFFERENCE_ML:g} ml (guessing: half); mean over patients "
+            f"{interval(by_patient)}. Dice under the other plan {interval(dices)}."
+        )
+    return lines
+
+
+def _average(values: Sequence[float | bool | None]) -> float | None:
+    """Mean of the defined values of one patient; plans of one patient are not independent."""
+    known = [float(value) for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _split(results: Sequence[PatientResult], seed: int) -> list[str]:
+    """Each group as one row: model / copy, and the verdict."""
+    names = [metric.name for metric in GROUP_METRICS]
+    lines = [
+        f"| model / copy | patients | median horizon (days) | {' | '.join(names)} |",
+        "|---" * (len(names) + 3) + "|",
+    ]
+    for name, members in _groups(results):
+        cells = [name, str(len(members)), f"{np.median([r.horizon_days for r in members]):g}"]
+        for metric in GROUP_METRICS:
+            c = compare(members, metric, seed)
+            if c.model is None or c.copy is None:
+                cells.append("undefined")
+                continue
+            values = f"{c.model.mean:.{metric.digits}f} / {c.copy.mean:.{metric.digits}f}"
+            cells.append(f"{values}: {c.verdict}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def results_json(
+    results: Sequence[PatientResult],
+    *,
+    population: str = POPULATION,
+    settings: Mapping[str, object] | None = None,
+    seed: int = 0,
+) -> str:
+    """The results as JSON: every patient, and the comparisons of every group.
+
+    What is undefined or infinite (the PSNR of equal images) is null.
+    """
+    content = {
+        "population": population,
+        "settings": dict(settings or {}),
+        "level": 0.95,
+        "bootstrap_seed": seed,
+        "groups": {
+            name: [dataclasses.asdict(compare(members, metric, seed)) for metric in METRICS]
+            for name, members in _groups(results)
+        },
+        "patients": [dataclasses.asdict(result) for result in results],
+    }
+    return json.dumps(_without_infinities(content), indent=2, allow_nan=False) + "\n"
+
+
+def _without_infinities(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
