@@ -34,7 +34,7 @@ def bundle_path(checkpoint: Path, out: Path | None) -> Path:
         return base.with_name(base.name + SUFFIX)
     if out.suffix != SUFFIX:
         raise UsageError(
-            "TD3021", f"a bundle is a folder NAME{SUFFIX}, got {out}", fix=f"-o {out.name}{SUFFIX}"
+            "TD3051", f"a bundle is a folder NAME{SUFFIX}, got {out}", fix=f"-o {out.name}{SUFFIX}"
         )
     return out
 
@@ -63,7 +63,7 @@ def export(
     net, sidecar = load_checkpoint(checkpoint)
     size = sidecar.card.data.size
     if size % net.config.stride:
-        raise UsageError("TD3022", f"image size {size} is not a multiple of {net.config.stride}")
+        raise UsageError("TD3052", f"image size {size} is not a multiple of {net.config.stride}")
     rows = batch or default_batch(size)
     with ResultFolder(out, overwrite=overwrite) as folder:
         say(f"conditioner and denoiser ({rows} x {size} x {size}) to ONNX")

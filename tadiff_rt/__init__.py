@@ -1,1 +1,21 @@
-"""The TaDiff runtime: from a case on disk to a calibrated forecast, without torch."""
+"""The TaDiff runtime: from a case on disk to a calibrated forecast, without torch.
+
+from tadiff_rt import Forecaster, read_case
+forecast = Forecaster.load("model.tadiff").predict(read_case("sub-17"), day=510, treatment="TMZ")
+"""
+
+from tadiff_rt.case import Case, ReadOptions, Session, Volume
+from tadiff_rt.errors import TadiffError
+from tadiff_rt.forecast import Forecast, Forecaster
+from tadiff_rt.readers import read_case
+
+__all__ = [
+    "Case",
+    "Forecast",
+    "Forecaster",
+    "ReadOptions",
+    "Session",
+    "TadiffError",
+    "Volume",
+    "read_case",
+]

@@ -185,3 +185,30 @@ def _read_regular(path: Path, size: int | None) -> bytes:
                 fix=FIX_DAMAGED,
             )
         return file.read(limit + 1)
+
+
+def describe_bundle(bundle: Bundle) -> str:
+    """What a bundle computes and how far it may be trusted, for people."""
+    manifest = bundle.manifest
+    card, data = manifest.card, manifest.card.data
+    lines = [
+        f"{card.name}: trained on {card.trained_on}",
+        f"use: {card.intended_use}",
+        f"images: {data.size} x {data.size} voxels of {data.spacing_mm:g} mm, "
+        f"{data.num_sources} sources",
+        f"treatments: {', '.join(card.treatments)}; trained to day {card.max_day}",
+        f"schedule: {card.schedule.kind}, {card.schedule.num_train_timesteps} one-based timesteps",
+        "",
+    ]
+    lines += [
+        f"{a.file:28} {a.format} {a.precision}"
+        + (f", batch {a.batch}" if a.batch else "")
+        + f", {a.bytes / 1e6:.1f} MB"
+        for a in manifest.artefacts
+    ]
+    lines += ["", f"parity with {manifest.parity.reference}, {manifest.parity.probes} probes:"]
+    lines += [
+        f"  {name}: relative error {error:.1e}, allowed {manifest.parity.allowed[name]:.1e}"
+        for name, error in manifest.parity.max_relative_error.items()
+    ]
+    return "\n".join(lines)

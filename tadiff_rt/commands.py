@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tadiff_rt.case import ReadOptions
-from tadiff_rt.errors import EngineError, OutputError
+from tadiff_rt.errors import EngineError
 from tadiff_rt.forecast import Forecast, Forecaster
 from tadiff_rt.overview import difference_png, overview_png
 from tadiff_rt.readers import read_case
@@ -106,12 +106,7 @@ def run_demo(
                     slices="tumour",
                     progress=_shared(progress, number, len(DEMO_TREATMENTS)),
                 )
-                folder = result.path / treatment
-                try:
-                    folder.mkdir()
-                except OSError as e:
-                    raise OutputError("TD8007", f"writing failed: {e.strerror}") from None
-                write_forecast(forecasts[treatment], folder)
+                write_forecast(forecasts[treatment], result.subfolder(treatment))
             write_bytes(result.path / "difference.png", difference_png(forecasts))
             reports = {name: forecast.report for name, forecast in forecasts.items()}
             result.complete({"forecasts": reports, "files": result.files()})

@@ -35,10 +35,10 @@ class SliceStatistics:
             threshold: a voxel is tumour in a sample where its probability exceeds this.
 
         Raises:
-            UsageError: `threshold` is not inside (0, 1) (TD3016).
+            UsageError: `threshold` is not inside (0, 1) (TD3046).
         """
         if not 0 < threshold < 1:
-            raise UsageError("TD3016", f"threshold must be inside 0 to 1, got {threshold}")
+            raise UsageError("TD3046", f"threshold must be inside 0 to 1, got {threshold}")
         self.threshold = threshold
         self._mean = np.zeros(image_shape)
         self._squares = np.zeros(image_shape)
@@ -116,10 +116,10 @@ def volume_interval(
         None for fewer than two samples: one draw says nothing about spread.
 
     Raises:
-        UsageError: `level` is not inside (0, 1) (TD3016).
+        UsageError: `level` is not inside (0, 1) (TD3046).
     """
     if not 0 < level < 1:
-        raise UsageError("TD3016", f"level must be inside 0 to 1, got {level}")
+        raise UsageError("TD3046", f"level must be inside 0 to 1, got {level}")
     n = len(volumes_ml)
     if n < 2:
         return None

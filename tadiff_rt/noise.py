@@ -74,7 +74,7 @@ def normal(
         shape: of the result. A larger shape starts with the numbers of a smaller one.
 
     Raises:
-        UsageError: the seed or an index is not an integer in its range (TD3014).
+        UsageError: the seed or an index is not an integer in its range (TD3017).
     """
     seed = _word("seed", seed, 64)
     blocks = np.arange((math.prod(shape) + 3) // 4, dtype=np.uint32)
@@ -121,6 +121,6 @@ def _word(name: str, value: int, bits: int) -> int:
         number = -1
     if not 0 <= number < 2**bits:
         raise UsageError(
-            "TD3014", f"{name} must be an integer in 0 to 2^{bits} - 1, got {value!r}"
+            "TD3017", f"{name} must be an integer in 0 to 2^{bits} - 1, got {value!r}"
         )
     return number

@@ -48,7 +48,7 @@ class NoiseSchedule:
         ok = a.ndim == 1 and a.size > 0 and bool(np.all((a > 0) & (a < 1)))
         if not (ok and bool(np.all(np.diff(a) < 0))):
             raise UsageError(
-                "TD3015",
+                "TD3045",
                 "the noise schedule must be a vector of alphas_cumprod that falls strictly inside "
                 f"(0, 1), got shape {a.shape} with values {a.ravel()[:1]} to {a.ravel()[-1:]}",
                 fix="pass the betas of training, each in (0, 1)",
@@ -85,12 +85,12 @@ class NoiseSchedule:
         (Lu et al. 2022a). At integer t the result is the table entry, bit for bit.
 
         Raises:
-            UsageError: t lies outside [1, T] (TD3015).
+            UsageError: t lies outside [1, T] (TD3045).
         """
         times = np.asarray(t, dtype=np.float64)
         T = self.num_train_timesteps
         if not np.all((times >= 1) & (times <= T)):
-            raise UsageError("TD3015", f"t must be in 1 to {T} (one-based), got {t}")
+            raise UsageError("TD3045", f"t must be in 1 to {T} (one-based), got {t}")
         low = np.floor(times).astype(np.int64)
         high = np.minimum(low + 1, T)
         log_a = np.log(self.alphas_cumprod)
@@ -116,12 +116,12 @@ class NoiseSchedule:
         """The time t in [1, T] at which `self.lam(t)` is `lam`.
 
         Raises:
-            UsageError: `lam` lies outside [λ_T, λ_1] by more than rounding (TD3015).
+            UsageError: `lam` lies outside [λ_T, λ_1] by more than rounding (TD3045).
         """
         lams = np.asarray(lam, dtype=np.float64)
         low, high = self.lam(float(self.num_train_timesteps)), self.lam(1.0)
         if not np.all((lams >= low - 1e-9) & (lams <= high + 1e-9)):
-            raise UsageError("TD3015", f"lam must be in {low:.6g} to {high:.6g}, got {lam}")
+            raise UsageError("TD3045", f"lam must be in {low:.6g} to {high:.6g}, got {lam}")
         # log ᾱ = log sigmoid(2λ); the log form keeps all digits of ᾱ near 1.
         minus_log_a = np.logaddexp(0.0, -2.0 * lams)
         steps = np.arange(1.0, self.num_train_timesteps + 1)
@@ -139,11 +139,11 @@ class NoiseSchedule:
             all: every trained timestep T … 1, as published; `num_steps` must be T.
 
         Raises:
-            UsageError: `num_steps` is not in 1 … T (TD3010), or `grid` is unknown (TD3011).
+            UsageError: `num_steps` is not in 1 … T (TD3010), or `grid` is unknown (TD3041).
         """
         T = self.num_train_timesteps
         if grid not in GRIDS:
-            raise UsageError("TD3011", f"grid must be one of {', '.join(GRIDS)}, got {grid!r}")
+            raise UsageError("TD3041", f"grid must be one of {', '.join(GRIDS)}, got {grid!r}")
         fewest = T if grid == "all" else 1
         if not isinstance(num_steps, int | np.integer) or not fewest <= num_steps <= T:
             raise UsageError(

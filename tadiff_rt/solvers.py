@@ -102,11 +102,11 @@ def make_plan(
         grid: see `NoiseSchedule.levels`.
 
     Raises:
-        UsageError: an argument is out of range (TD3010), or no such grid (TD3011) or solver
-            (TD3012).
+        UsageError: an argument is out of range (TD3010), or no such grid (TD3041) or solver
+            (TD3042).
     """
     if solver not in SOLVERS:
-        raise UsageError("TD3012", f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+        raise UsageError("TD3042", f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
     levels = schedule.levels(num_steps, grid)
     rows = {"dpmpp_2m": _dpmpp_2m, "ddim": _ddim, "ddpm": _ddpm}[solver](levels)
     coef_x, coef_x0, coef_x0_prev, coef_noise = np.array(rows).T
@@ -221,12 +221,12 @@ def solve(
         returns None. Logits of rows with weight 0 are never read.
 
     Raises:
-        UsageError: the plan needs noise and there is none (TD3013).
+        UsageError: the plan needs noise and there is none (TD3043).
         NumericsError: the denoiser gave logits at some weighted steps and None at others (TD6004).
     """
     if noise is None and plan.coef_noise.any():
         raise UsageError(
-            "TD3013", f"solver {plan.solver!r} draws noise at every step and none was given"
+            "TD3043", f"solver {plan.solver!r} draws noise at every step and none was given"
         )
     x, x0_prev, fused, fused_weight = x_T, None, None, 0.0
     for i, row in enumerate(plan.table.tolist()):

@@ -1,11 +1,14 @@
 """`tadiff-train`: the simulated cohort, training, and evaluation."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tadiff_rt.console import progress_bar, run_app, say
+
+if TYPE_CHECKING:
+    from tadiff_train.network import NetworkConfig
 
 app = typer.Typer(
     name="tadiff-train",
@@ -61,6 +64,9 @@ def fit(
     size: Annotated[int, typer.Option(help="In-plane window of the network, voxels.")] = 96,
     spacing_mm: Annotated[float, typer.Option(help="Voxel edge of the images.")] = 2.0,
     model_channels: Annotated[int, typer.Option(help="Multiple of 32.")] = 32,
+    channel_mult: Annotated[
+        str, typer.Option(help="Channels of each level, as multiples.")
+    ] = "1,2,3,4",
     num_res_blocks: Annotated[int, typer.Option(min=1)] = 1,
     num_heads: Annotated[int, typer.Option(min=1)] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 5000,
@@ -90,12 +96,14 @@ def fit(
     from tadiff_rt.preprocess import DataContract
     from tadiff_train.data import cache_cases, training_domain
     from tadiff_train.fit import FitConfig, fit, require_new_run
-    from tadiff_train.network import NetworkConfig
 
     if threads:
         torch.set_num_threads(threads)
-    network = NetworkConfig(
-        model_channels=model_channels, num_res_blocks=num_res_blocks, num_heads=num_heads
+    network = network_config(
+        model_channels=model_channels,
+        channel_mult=channel_mult.split(","),
+        num_res_blocks=num_res_blocks,
+        num_heads=num_heads,
     )
     config = FitConfig(
         steps=steps,
@@ -121,6 +129,20 @@ def fit(
 
         fit(cases, network, card, config, out, show)
     typer.echo(f"checkpoint in {out}; next: tadiff-export {out} -o {name}.tadiff")
+
+
+def network_config(**fields: object) -> "NetworkConfig":
+    """The network asked for; its own complaints become usage errors."""
+    from pydantic import ValidationError
+
+    from tadiff_rt.errors import UsageError
+    from tadiff_train.network import NetworkConfig
+
+    try:
+        return NetworkConfig.model_validate(fields)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise UsageError("TD3037", f"no such network: {first['msg']}") from None
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Forecasts of the last session of every patient, compared with that session.
 
-The model sees the sessions before the last one and is asked for the last one's day and treatment.
-What it is compared with is a copy of the last source: most follow-up scans look like the one before
-them, and many published forecasts are further off than that copy.
+The model sees the sessions before the last one and is asked for the last one's day and
+treatment. What it is compared with is a copy of the last source: most follow-up scans look like
+the one before them, and many published forecasts are further off than that copy.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tadiff_rt.card import ModelCard
 from tadiff_rt.case import MODALITIES, TREATMENTS, Case, ReadOptions, Session
 from tadiff_rt.ensemble import volume_interval
 from tadiff_rt.errors import UsageError
@@ -183,55 +184,94 @@ def evaluate(
     return results
 
 
+@dataclass(frozen=True, eq=False)
+class _Patient:
+    """What is known before the target, and what came; n evaluated slices of the network's grid."""
+
+    case: Case
+    """Without the target."""
+    target: Session
+    prepared: Prepared
+    covered: tuple[int, ...]
+    """Slices that the choice of slices covers."""
+    slices: tuple[int, ...]
+    """Of these, the n evaluated ones."""
+    images: Float32Array
+    """(3, d, h, w) of the target."""
+    tumour: Mask
+    """(d, h, w) of the target."""
+    voxel_ml: float
+
+    @property
+    def at(self) -> list[int]:
+        return list(self.slices)
+
+    @property
+    def brain(self) -> Mask:
+        """(n, h, w) voxels > 0 in any source image."""
+        return (self.prepared.sources[self.at] > 0).any(axis=1)
+
+    def ml(self, tumour: Mask) -> float:
+        """Volume of a mask."""
+        return float(tumour.sum()) * self.voxel_ml
+
+
 def _evaluate_patient(forecaster: Forecaster, subject: Path, settings: _Settings) -> PatientResult:
     card = forecaster.bundle.manifest.card
-    case, target = _split_target(read_case(subject, last=NUM_SOURCES + 1))
-    last = case.sessions[-1]
-    prepared = prepare(select_sources(case)[0], card.data)
-    covered_slices = choose_slices(prepared, parse_slices(settings.slices))
-    _require_alignment(last, prepared, card.data)
-    check_same_grid([last.images["t1"], *target.images.values(), target.mask])
-    images, mask = on_network_grid(target, prepared.window, card.data)
-    slices = _evaluated_slices(covered_slices, prepared, mask, settings.max_slices)
-    at = list(slices)
-    voxel_ml = float(np.prod(spacing_of(last.images["t1"].affine))) / 1000
-    brain = (prepared.sources[at] > 0).any(axis=1)
-    true_images, true = images[:, at], mask[at]
-    last_mask = prepared.masks[-1, at]
-
-    def forecast(treatment: str) -> _Prediction:
-        return _predict(
-            forecaster, case, prepared, slices, target.day, treatment, settings, voxel_ml
-        )
-
-    def score(images: Float32Array, tumour: Mask) -> Score:
-        return score_method(images, tumour, true_images, true, brain, voxel_ml)
-
-    model = forecast(target.treatment)
+    patient = _open_patient(subject, settings, card.data)
+    case, target, at = patient.case, patient.target, patient.at
+    true, last_mask = patient.tumour[at], patient.prepared.masks[-1, at]
+    model = _predict(forecaster, patient, target.treatment, settings)
     interval = volume_interval(model.volumes_ml, VOLUME_LEVEL)
-    true_ml = float(true.sum()) * voxel_ml
-    all_ml = float((target.mask.data > 0).sum()) * voxel_ml
     changed = true ^ last_mask
-    others = []
-    for treatment, other in _other_truths(subject, target, settings, prepared.window, card):
-        others.append(score_plan(treatment, forecast(treatment), other[at], model, true, voxel_ml))
+    plans = _other_truths(subject, patient, card) if settings.counterfactuals else ()
     return PatientResult(
         name=case.name,
         treatment=target.treatment,
         target_day=target.day,
-        horizon_days=target.day - last.day,
+        horizon_days=target.day - case.sessions[-1].day,
         num_sources=len(case.sessions),
         extrapolated=target.day > card.max_day,
-        slices=slices,
-        true_ml=true_ml,
-        unforecast_ml=all_ml - float(mask[list(covered_slices)].sum()) * voxel_ml,
-        model=score(model.images, model.tumour),
-        copy=score(_source_images(prepared)[:, at], last_mask),
+        slices=patient.slices,
+        true_ml=patient.ml(true),
+        unforecast_ml=patient.ml(target.mask.data > 0)
+        - patient.ml(patient.tumour[list(patient.covered)]),
+        model=_score(patient, model.images, model.tumour),
+        copy=_score(patient, _last_source(patient.prepared)[:, at], last_mask),
         change_dice=dice(model.tumour ^ last_mask, changed),
         change_recall=float((model.tumour == true)[changed].mean()) if changed.any() else None,
         interval_ml=interval[1:] if interval else None,
-        covered=interval[1] <= true_ml <= interval[2] if interval else None,
-        counterfactuals=tuple(others),
+        covered=interval[1] <= patient.ml(true) <= interval[2] if interval else None,
+        counterfactuals=tuple(
+            _score_plan(
+                patient,
+                treatment,
+                _predict(forecaster, patient, treatment, settings),
+                truth,
+                model,
+            )
+            for treatment, truth in plans
+        ),
+    )
+
+
+def _open_patient(subject: Path, settings: _Settings, contract: DataContract) -> _Patient:
+    case, target = _split_target(read_case(subject, last=NUM_SOURCES + 1))
+    last = case.sessions[-1]
+    prepared = prepare(select_sources(case)[0], contract)
+    covered = choose_slices(prepared, parse_slices(settings.slices))
+    _require_alignment(last, prepared, contract)
+    check_same_grid([last.images["t1"], *target.images.values(), target.mask])
+    images, tumour = on_network_grid(target, prepared.window, contract)
+    return _Patient(
+        case=case,
+        target=target,
+        prepared=prepared,
+        covered=covered,
+        slices=_evaluated_slices(covered, prepared, tumour, settings.max_slices),
+        images=images,
+        tumour=tumour,
+        voxel_ml=float(np.prod(spacing_of(last.images["t1"].affine))) / 1000,
     )
 
 
@@ -270,7 +310,7 @@ def on_network_grid(
     return np.stack(images), cut(session.mask.data, session.mask.affine) > 0
 
 
-def _source_images(prepared: Prepared) -> Float32Array:
+def _last_source(prepared: Prepared) -> Float32Array:
     """(3, d, size, size) of the last source."""
     return np.moveaxis(prepared.sources[:, -len(MODALITIES) :], 1, 0)
 
@@ -278,7 +318,7 @@ def _source_images(prepared: Prepared) -> Float32Array:
 def _require_alignment(last: Session, prepared: Prepared, contract: DataContract) -> None:
     """The last source, taken the way of the target, is what the network was given, bit by bit."""
     images, mask = on_network_grid(last, prepared.window, contract)
-    same = np.array_equal(images, _source_images(prepared))
+    same = np.array_equal(images, _last_source(prepared))
     if not same or not np.array_equal(mask, prepared.masks[-1]):
         raise AssertionError(f"target and sources of {last.name} are not prepared alike")
 
@@ -302,26 +342,19 @@ def _runs(slices: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _predict(
-    forecaster: Forecaster,
-    case: Case,
-    prepared: Prepared,
-    slices: Sequence[int],
-    day: int,
-    treatment: str,
-    settings: _Settings,
-    voxel_ml: float,
+    forecaster: Forecaster, patient: _Patient, treatment: str, settings: _Settings
 ) -> _Prediction:
-    """Forecasts the slices and no other.
+    """Forecasts the evaluated slices and no other.
 
     Noise depends on seed, sample and slice alone, so that sample k of one run of slices and
     sample k of the next are one sample, and their volumes add up.
     """
     images, probability = [], []
     voxels = np.zeros(settings.samples, np.int64)
-    for start, stop in _runs(slices):
+    for start, stop in _runs(patient.slices):
         forecast = forecaster.predict(
-            case,
-            day=day,
+            patient.case,
+            day=patient.target.day,
             treatment=treatment,
             samples=settings.samples,
             seed=settings.seed,
@@ -329,7 +362,7 @@ def _predict(
             slices=f"{start}:{stop}",
             extrapolate=True,
         )
-        if forecast.prepared.window != prepared.window:
+        if forecast.prepared.window != patient.prepared.window:
             raise AssertionError("forecast and truth are cut by different windows")
         images.append(forecast.ensemble.mean[:, start:stop])
         probability.append(forecast.ensemble.probability[start:stop])
@@ -338,21 +371,16 @@ def _predict(
         # The solver does not clip; the truth cannot lie outside.
         np.clip(np.concatenate(images, axis=1), 0, 1),
         np.concatenate(probability) > 0.5,
-        tuple((voxels * voxel_ml).tolist()),
+        tuple((voxels * patient.voxel_ml).tolist()),
     )
 
 
-def score_method(
-    images: Float32Array,
-    tumour: Mask,
-    true_images: Float32Array,
-    true: Mask,
-    brain: Mask,
-    voxel_ml: float,
-) -> Score:
-    """Scores images (3, n, h, w) and tumour (n, h, w) against the truth, images inside `brain`."""
-    pred_ml, true_ml = float(tumour.sum()) * voxel_ml, float(true.sum()) * voxel_ml
-    pairs = dict(zip(MODALITIES, zip(images, true_images, strict=True), strict=True))
+def _score(patient: _Patient, images: Float32Array, tumour: Mask) -> Score:
+    """Images (3, n, h, w), inside the brain, and tumour (n, h, w) against the truth."""
+    brain, true = patient.brain, patient.tumour[patient.at]
+    pred_ml, true_ml = patient.ml(tumour), patient.ml(true)
+    truth = patient.images[:, patient.at]
+    pairs = dict(zip(MODALITIES, zip(images, truth, strict=True), strict=True))
     return Score(
         dice=dice(tumour, true),
         volume_ml=pred_ml,
@@ -367,31 +395,27 @@ def score_method(
     )
 
 
-def _other_truths(
-    subject: Path, target: Session, settings: _Settings, window: Window, card
-) -> Iterator[tuple[str, Mask]]:
-    """Tumour (d, size, size) of the target under each other treatment that the network knows."""
+def _other_truths(subject: Path, patient: _Patient, card: ModelCard) -> Iterator[tuple[str, Mask]]:
+    """Tumour (n, h, w) of the target under each other treatment that the network knows."""
+    target = patient.target
     anat = subject.parent / "derivatives" / "phantom" / subject.name / target.name / "anat"
-    for treatment in TREATMENTS if settings.counterfactuals else ():
+    for treatment in TREATMENTS:
         path = anat / f"{subject.name}_{target.name}_desc-tumour{treatment}_dseg.nii.gz"
         if treatment == target.treatment or treatment not in card.treatments or not path.exists():
             continue
-        volume = read_volume(path, ReadOptions(), path.name, labels_only=True, notes=[])
-        check_same_grid([target.mask, volume])
-        session = dataclasses.replace(target, mask=volume)
-        yield treatment, on_network_grid(session, window, card.data)[1]
+        mask = read_volume(path, ReadOptions(), path.name, labels_only=True, notes=[])
+        check_same_grid([target.mask, mask])
+        other = dataclasses.replace(target, mask=mask)
+        tumour = on_network_grid(other, patient.prepared.window, card.data)[1]
+        yield treatment, tumour[patient.at]
 
 
-def score_plan(
-    treatment: str,
-    forecast: _Prediction,
-    truth: Mask,
-    given: _Prediction,
-    given_truth: Mask,
-    voxel_ml: float,
+def _score_plan(
+    patient: _Patient, treatment: str, forecast: _Prediction, truth: Mask, given: _Prediction
 ) -> CounterfactualScore:
-    """Scores a forecast under another treatment, and its difference from the one given."""
-    true_difference_ml = (float(truth.sum()) - float(given_truth.sum())) * voxel_ml
+    """A forecast under another treatment, and its difference from `given`, the one under the
+    treatment that was given; over the same slices."""
+    true_difference_ml = patient.ml(truth) - patient.ml(patient.tumour[patient.at])
     difference_ml = float(np.mean(forecast.volumes_ml) - np.mean(given.volumes_ml))
     agrees = None
     if abs(true_difference_ml) >= MIN_PLAN_DIFFERENCE_ML:
@@ -456,11 +480,17 @@ def compare(results: Sequence[PatientResult], metric: _Metric, seed: int = 0) ->
         bootstrap_interval(values, seed=seed)
         for values in ([a for a, _ in known], [b for _, b in known], [a - b for a, b in known])
     )
-    verdict = "no difference shown" if metric.better else ""
-    if metric.better and difference and difference.count >= MIN_PATIENTS:
-        if difference.low > 0 or difference.high < 0:
-            verdict = "better" if difference.mean * metric.better > 0 else "worse"
-    return Comparison(metric.name, model, copy, difference, verdict)
+    return Comparison(metric.name, model, copy, difference, _verdict(difference, metric.better))
+
+
+def _verdict(difference: Interval | None, better: int) -> str:
+    if not better:
+        return ""
+    if difference is None or difference.count < MIN_PATIENTS:
+        return "no difference shown"
+    if difference.low <= 0 <= difference.high:
+        return "no difference shown"
+    return "better" if difference.mean * better > 0 else "worse"
 
 
 def _finite(value: float | None) -> bool:
@@ -518,7 +548,7 @@ def results_table(
         left_out = len(results) - (c.difference.count if c.difference else 0)
         name = f"{metric.name} [{left_out} undefined]" if left_out else metric.name
         lines.append(f"| {name} | {' | '.join(cells)} | {c.verdict or '-'} |")
-    lines += ["", *_explain(), "", *_model_only(results, seed), "", *_split(results, seed)]
+    lines += ["", EXPLANATION, "", *_model_only(results, seed), "", *_split(results, seed)]
     return "\n".join(lines) + "\n"
 
 
@@ -545,16 +575,13 @@ def _range_of_slices(results: Sequence[PatientResult]) -> str:
     return f"{min(counts)} to {max(counts)}"
 
 
-def _explain() -> list[str]:
-    return [
-        "Means over patients, in brackets 95 % bootstrap intervals over patients. Both methods are "
-        "scored on the same slices and, for images, the same brain voxels. The copy is given the "
-        "true mask of the last scan; the model sees images only. The copy also carries the noise "
-        "of its own scan, which the mean of an ensemble does not: part of a gain in PSNR and MAE "
-        "is that. 'Better' and 'worse' mean that the interval of the paired difference leaves out "
-        f"0, with at least {MIN_PATIENTS} patients; of so many comparisons, one in twenty does so "
-        "by chance.",
-    ]
+EXPLANATION = f"""\
+Means over patients, in brackets 95 % bootstrap intervals over patients. Both methods are scored
+on the same slices and, for images, the same brain voxels. The copy is given the true mask of the
+last scan; the model sees images only. The copy also carries the noise of its own scan, which the
+mean of an ensemble does not: part of a gain in PSNR and MAE is that. "Better" and "worse" mean
+that the interval of the paired difference leaves out 0, with at least {MIN_PATIENTS} patients; of
+so many comparisons, one in twenty does so by chance."""
 
 
 def _model_only(results: Sequence[PatientResult], seed: int) -> list[str]:
@@ -582,9 +609,9 @@ def _model_only(results: Sequence[PatientResult], seed: int) -> list[str]:
         by_patient = [_average([p.sign_agrees for p in r.counterfactuals]) for r in results]
         dices = [_average([p.dice for p in r.counterfactuals]) for r in results]
         lines.append(
-            f"- Other treatment plans: which of two plans leaves more tumour is forecast right for "
-            f"{sum(decided)} of {len(decided)} pairs whose true volumes differ by at least "
-            f"{MIN_PLAN_DIFFERENCE_ML:g} ml (guessing: half); mean over patients "
+            f"- Other treatment plans: which of two plans leaves more tumour is forecast "
+            f"right for {sum(decided)} of {len(decided)} pairs whose true volumes differ by at "
+            f"least {MIN_PLAN_DIFFERENCE_ML:g} ml (guessing: half); mean over patients "
             f"{interval(by_patient)}. Dice under the other plan {interval(dices)}."
         )
     return lines

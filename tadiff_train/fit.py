@@ -123,7 +123,7 @@ def _smooth(smooth: dict[str, float], terms: dict[str, Tensor], step: int) -> No
         number = float(value.detach())
         if not math.isfinite(number):
             raise NumericsError(
-                "TD6001",
+                "TD6003",
                 f"the {name} term of the loss is {number} at step {step}",
                 fix="lower --learning-rate, or look for broken images with the training data",
             )

@@ -41,13 +41,13 @@ def load_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backe
     A named backend is never replaced by another.
 
     Raises:
-        UsageError: no such backend (TD3020).
+        UsageError: no such backend (TD3050).
         EngineError: it cannot run here (TD5008), or the bundle is unfit for it.
     """
     chosen = "onnxruntime" if name == "auto" else name
     if chosen not in BACKENDS:
         raise UsageError(
-            "TD3020", f"unknown backend {name!r}; choose from auto, {', '.join(BACKENDS)}"
+            "TD3050", f"unknown backend {name!r}; choose from auto, {', '.join(BACKENDS)}"
         )
     try:
         module = importlib.import_module(BACKENDS[chosen])

@@ -135,7 +135,7 @@ def open_source(path: str | os.PathLike[str], label: str) -> Iterator[ByteSource
             after = os.fstat(file.fileno())
     except OSError as error:
         raise NiftiError(
-            "TD3123", f"the file cannot be read: {error.strerror}", where=label
+            "TD3123", f"the file cannot be read: {error.strerror or error}", where=label
         ) from error
     if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
         raise NiftiError(

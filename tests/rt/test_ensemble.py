@@ -115,7 +115,7 @@ def test_rejects_arrays_of_another_shape():
 
 @pytest.mark.parametrize("threshold", [0, 1, -0.5, math.nan])
 def test_rejects_a_threshold_that_is_no_probability(threshold):
-    with pytest.raises(UsageError, match="TD3016: threshold must be inside 0 to 1"):
+    with pytest.raises(UsageError, match="TD3046: threshold must be inside 0 to 1"):
         SliceStatistics((1,), (1,), threshold=threshold)
 
 
@@ -155,5 +155,5 @@ def test_one_draw_gives_no_interval(volumes):
 
 @pytest.mark.parametrize("level", [0, 1, 90, math.nan])
 def test_rejects_a_level_that_is_no_probability(level):
-    with pytest.raises(UsageError, match="TD3016: level must be inside 0 to 1"):
+    with pytest.raises(UsageError, match="TD3046: level must be inside 0 to 1"):
         volume_interval([1.0, 2.0], level)

@@ -67,7 +67,10 @@ def raw_field(content: bytes, name: str, value: bytes) -> bytes:
 
 def read(folder: Path, content: bytes, name: str = "t1.nii", **options) -> Volume:
     path = folder / name
-    path.write_bytes(content)
+    path.touch()
+    with path.open("r+b") as file:  # thousands of files: rewriting one is faster than making it
+        file.write(content)
+        file.truncate()
     return read_volume(path, ReadOptions(**options), name)
 
 
@@ -293,7 +296,7 @@ def test_no_mutated_header_escapes_as_anything_but_a_finding(tmp_path: Path):  #
     """Either an InputDataError, or a volume that a forecast could use."""
     rng = np.random.default_rng(38)
     num_read = 0
-    for i in range(2000):
+    for i in range(3000):
         content = bytearray(GOOD)
         for _ in range(rng.integers(1, 5)):
             at = int(rng.integers(0, 352))
@@ -310,7 +313,7 @@ def test_no_mutated_header_escapes_as_anything_but_a_finding(tmp_path: Path):  #
         assert np.linalg.cond(volume.affine[:3, :3]) < 1e40
         axes = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
         assert np.abs(axes.T @ axes - np.eye(3)).max() <= 1e-3
-    assert 200 < num_read < 1800  # both outcomes are exercised
+    assert 300 < num_read < 2700  # both outcomes are exercised
 
 
 def test_no_mutated_gzip_escapes_as_anything_but_a_finding(tmp_path: Path):  # N38

@@ -179,4 +179,4 @@ def test_streams_are_uncorrelated():
 def test_rejects_what_does_not_fit_the_counter(arguments, message):
     with pytest.raises(UsageError, match=message) as error:
         normal(*arguments, (1,))
-    assert error.value.code == "TD3014"
+    assert error.value.code == "TD3017"

@@ -44,7 +44,7 @@ def test_log_alpha_bar_is_linear_between_trained_times(t: int):
 
 @pytest.mark.parametrize("t", [0, 0.99, 1000.01, -3, math.nan])
 def test_alpha_bar_rejects_times_outside_training(t: float):
-    with pytest.raises(UsageError, match=r"TD3015: t must be in 1 to 1000 \(one-based\), got"):
+    with pytest.raises(UsageError, match=r"TD3045: t must be in 1 to 1000 \(one-based\), got"):
         SCHEDULE.alpha_bar(t)
 
 
@@ -62,7 +62,7 @@ def test_t_of_lam_inverts_lam(T: int, fraction: float):
 
 
 def test_t_of_lam_rejects_levels_outside_training():
-    with pytest.raises(UsageError, match=r"TD3015: lam must be in -5\.05"):
+    with pytest.raises(UsageError, match=r"TD3045: lam must be in -5\.05"):
         SCHEDULE.t_of_lam(5.0)
 
 
@@ -127,7 +127,7 @@ def test_full_grid_rejects_fewer_steps():
 
 
 def test_levels_rejects_an_unknown_grid():
-    with pytest.raises(UsageError, match="TD3011: grid must be one of logsnr, trailing, all, got"):
+    with pytest.raises(UsageError, match="TD3041: grid must be one of logsnr, trailing, all, got"):
         SCHEDULE.levels(20, "karras")
 
 
@@ -135,7 +135,7 @@ def test_levels_rejects_an_unknown_grid():
     "betas", [[], [0.0, 0.1], [0.1, 1.0], [0.1, -0.1], [0.1, math.nan], [[0.1, 0.2]]]
 )
 def test_rejects_betas_that_are_no_schedule(betas: list[float]):
-    with pytest.raises(UsageError, match="TD3015: the noise schedule must be"):
+    with pytest.raises(UsageError, match="TD3045: the noise schedule must be"):
         NoiseSchedule.from_betas(betas)
 
 

@@ -323,13 +323,13 @@ def test_defaults_are_2m_in_20_evaluations_even_in_log_snr():
 
 def test_rejects_an_unknown_solver():
     with pytest.raises(
-        UsageError, match="TD3012: solver must be one of dpmpp_2m, ddim, ddpm, got"
+        UsageError, match="TD3042: solver must be one of dpmpp_2m, ddim, ddpm, got"
     ):
         make_plan(SCHEDULE, "euler")
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "grid", "code"), [(0, "logsnr", "TD3010"), (9, "x", "TD3011")]
+    ("num_steps", "grid", "code"), [(0, "logsnr", "TD3010"), (9, "x", "TD3041")]
 )
 def test_rejects_impossible_levels(num_steps, grid, code):
     with pytest.raises(UsageError) as error:
@@ -338,7 +338,7 @@ def test_rejects_impossible_levels(num_steps, grid, code):
 
 
 def test_ddpm_needs_noise():
-    with pytest.raises(UsageError, match="TD3013: solver 'ddpm' draws noise"):
+    with pytest.raises(UsageError, match="TD3043: solver 'ddpm' draws noise"):
         solve(curved, np.zeros(2), make_plan(SCHEDULE, "ddpm", 4))
 
 

@@ -1,0 +1,148 @@
+"""A bundle refuses to be used when anything about it is not as exported."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+
+from tadiff_rt.backends import load_backend
+from tadiff_rt.bundle import MANIFEST, describe_bundle, open_bundle
+from tadiff_rt.errors import EngineError, UsageError
+from tadiff_rt.forecast import Forecaster
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    return shutil.copytree(bundle, tmp_path / "copy.tadiff")
+
+
+def edit(bundle, **changes):
+    path = bundle / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest.update(changes)
+    path.write_text(json.dumps(manifest))
+
+
+def refused(path, code):
+    with pytest.raises(EngineError) as e:
+        Forecaster.load(path)
+    assert e.value.code == code
+    return str(e.value)
+
+
+@pytest.mark.parametrize("file", ["conditioner.onnx", "denoiser.fp32.b4.onnx"])
+@pytest.mark.parametrize("where", [0, 1000, -1])
+def test_one_changed_byte_is_found(copy, file, where):
+    path = copy / file
+    data = bytearray(path.read_bytes())
+    data[where] ^= 1
+    path.write_bytes(data)
+    assert file in refused(copy, "TD5001")
+
+
+def test_a_truncated_file_is_found(copy):
+    path = copy / "conditioner.onnx"
+    path.write_bytes(path.read_bytes()[:-10])
+    refused(copy, "TD5001")
+
+
+def test_a_missing_file_is_found(copy):
+    (copy / "conditioner.onnx").unlink()
+    refused(copy, "TD5001")
+
+
+def test_a_link_is_not_followed(copy, bundle):
+    (copy / "conditioner.onnx").unlink()
+    (copy / "conditioner.onnx").symlink_to(bundle / "conditioner.onnx")
+    refused(copy, "TD5001")
+
+
+def test_a_path_out_of_the_bundle_is_refused(copy):
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["artefacts"][0]["file"] = "../conditioner.onnx"
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    refused(copy, "TD5002")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "TD5002"),
+        ("[1, 2]", "TD5002"),
+        ("[" * 100_000, "TD5002"),
+        ('{"format_version": "1"}', "TD5002"),
+        ('{"format_version": 1}', "TD5002"),
+        ('{"format_version": 99}', "TD5010"),
+        ("x" * (1 << 21), "TD5002"),
+    ],
+)
+def test_a_bad_manifest_is_refused(copy, text, code):
+    (copy / MANIFEST).write_text(text)
+    refused(copy, code)
+
+
+def test_an_unknown_key_is_refused(copy):
+    edit(copy, colour="blue")
+    assert "colour" in refused(copy, "TD5002")
+
+
+def test_a_manifest_that_fits_another_network_is_refused(copy):
+    edit(copy, conditioning_width=7)
+    refused(copy, "TD4108")
+
+
+def test_swapped_artefacts_are_refused(copy):
+    """Both files whole and hashed, but each in the other's role."""
+    manifest = json.loads((copy / MANIFEST).read_text())
+    a, b = manifest["artefacts"]
+    a["role"], b["role"] = b["role"], a["role"]
+    a["batch"], b["batch"] = b["batch"], a["batch"]
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    refused(copy, "TD4108")
+
+
+def test_a_file_that_is_not_onnx_is_refused(copy):
+    data = b"not an onnx model at all"
+    (copy / "conditioner.onnx").write_bytes(data)
+    manifest = json.loads((copy / MANIFEST).read_text())
+    artefact = next(a for a in manifest["artefacts"] if a["role"] == "conditioner")
+    artefact.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    refused(copy, "TD5013")
+
+
+def test_places_that_hold_no_bundle(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for path in (tmp_path, tmp_path / "absent", file):
+        refused(path, "TD5002")
+
+
+def test_bundles_are_never_fetched():
+    refused("https://example.org/model.tadiff", "TD5012")
+
+
+def test_an_unknown_backend_is_named(bundle):
+    with pytest.raises(UsageError, match="unknown backend 'tpu'; choose from auto, onnxruntime"):
+        load_backend("tpu", open_bundle(bundle))
+
+
+def test_a_backend_that_is_not_installed_says_what_to_install(bundle, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.delitem(__import__("sys").modules, "tadiff_rt.backends.ort", raising=False)
+    with pytest.raises(EngineError, match="onnxruntime") as e:
+        load_backend("onnxruntime", open_bundle(bundle))
+    assert (e.value.code, e.value.fix) == ("TD5008", "pip install 'tadiff[cpu]'")
+
+
+def test_the_description_says_what_it_is(bundle):
+    text = describe_bundle(open_bundle(bundle))
+    for part in (
+        "nothing: random weights",
+        "Research only",
+        "32 x 32",
+        "CRT, TMZ, none",
+        "parity",
+    ):
+        assert part in text
