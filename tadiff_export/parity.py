@@ -2,13 +2,13 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tadiff_export.split import TARGET_SLOT
+from tadiff_kernels.accuracy import relative_error
 from tadiff_rt.backends import Backend
 from tadiff_rt.bundle import Parity
 from tadiff_rt.errors import NumericsError
@@ -53,8 +53,8 @@ def make_probes(batch: int, size: int) -> list[Probe]:
     return probes
 
 
-def evaluate(net: TaDiffNet, probe: Probe, dtype: torch.dtype) -> dict[str, NDArray[np.float64]]:
-    """The whole published forward, not the split one, in `dtype`."""
+def evaluate(net: TaDiffNet, probe: Probe, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The whole published forward, not the split one, in `dtype`; results in float64."""
     b = len(probe.sources)
     x = torch.from_numpy(np.concatenate([probe.sources, probe.x_t], axis=1)).to(dtype)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def evaluate(net: TaDiffNet, probe: Probe, dtype: torch.dtype) -> dict[str, NDAr
             torch.tensor([probe.treatments]).expand(b, -1).float(),
             torch.full((b,), TARGET_SLOT),
         )
-    out: NDArray[np.float64] = y.double().numpy()
+    out = y.double()
     return {"eps": out[:, -NUM_MODALITIES:], "mask_logits": out[:, :NUM_SESSIONS]}
 
 
@@ -80,11 +80,6 @@ def in_float64(net: TaDiffNet) -> TaDiffNet:
     for block in exact.residual_blocks():
         block.emb_layers.float()
     return exact
-
-
-def relative_error(got: NDArray[Any], exact: NDArray[np.float64]) -> float:
-    """max |got - exact| / max |exact|; NaN if anything is NaN."""
-    return float(np.abs(got - exact).max() / np.abs(exact).max())
 
 
 def certify(net: TaDiffNet, backend: Backend, size: int) -> Parity:
@@ -103,10 +98,10 @@ def certify(net: TaDiffNet, backend: Backend, size: int) -> Parity:
         shifts = backend.condition(np.array([probe.t]), probe.days, probe.treatments)
         eps, logits = backend.denoise(probe.sources, probe.x_t, shifts)
         for name, got in (("eps", eps), ("mask_logits", logits)):
+            error = relative_error(torch.from_numpy(got), exact[name])
             # np.maximum, not max: NaN must stay.
-            errors[name] = float(np.maximum(errors[name], relative_error(got, exact[name])))
-            own = relative_error(plain[name], exact[name])
-            rounding[name] = max(rounding[name], own)
+            errors[name] = float(np.maximum(errors[name], error))
+            rounding[name] = max(rounding[name], relative_error(plain[name], exact[name]))
     allowed = {name: BUDGET * own + 1e-6 for name, own in rounding.items()}
     for name, error in errors.items():
         if not error <= allowed[name]:

@@ -17,18 +17,17 @@ from tadiff_rt.forecast import choose_slices
 from tadiff_rt.preprocess import DataContract, Window, prepare
 from tadiff_rt.request import parse_slices, select_sources
 from tadiff_rt.runner import EnsembleResult
-from tadiff_train.evaluate import (
+from tadiff_train.evaluate import evaluate, on_network_grid
+from tadiff_train.metrics import psnr, ssim
+from tadiff_train.results import (
     METRICS,
     CounterfactualScore,
     PatientResult,
     Score,
     compare,
-    evaluate,
-    on_network_grid,
     results_json,
     results_table,
 )
-from tadiff_train.metrics import psnr, ssim
 
 SIZE = 24
 SHAPE = (22, 26, 16)
