@@ -6,19 +6,26 @@ from typing import Annotated
 
 import typer
 
-from tadiff_rt.console import progress_bar, run_app, say
+from tadiff_rt.console import progress_bar, run_app, say, tell
+from tadiff_rt.errors import printable
 
 app = typer.Typer(
     name="tadiff-rt",
     help="Treatment-aware forecasts of glioma MRI. Research only, not for diagnosis or treatment.",
+    epilog="With every command: --errors=json prints errors as JSON, --debug adds a traceback.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-Engine = Annotated[Path, typer.Option("--engine", help="Engine bundle, a folder NAME.tadiff.")]
+MAX_THREADS = 1024
+
+Engine = Annotated[str, typer.Option("--engine", help="Engine bundle, a folder NAME.tadiff.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the result; must be new.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=MAX_THREADS, help="CPU threads; default all.")
+]
 
 
 @app.command()
@@ -37,7 +44,7 @@ def predict(
         str, typer.Option(help="brain, tumour (needs masks), all, k or a:b (top to bottom).")
     ] = "brain",
     backend: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default all.")] = None,
+    threads: Threads = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a result.")] = False,
     extrapolate: Annotated[
         bool, typer.Option("--extrapolate", help="Allow days beyond the trained range.")
@@ -53,6 +60,9 @@ def predict(
     affine: Annotated[
         str, typer.Option(help="agree, or sform / qform: which to use where they differ.")
     ] = "agree",
+    max_voxels: Annotated[
+        int, typer.Option(min=1, help="Refuse images that declare more voxels.")
+    ] = 512**3,
     assume_ras: Annotated[
         bool, typer.Option("--assume-ras", help="Images without orientation are R, A, S.")
     ] = False,
@@ -72,6 +82,7 @@ def predict(
         sort=sort,
         affine=affine,
         assume_ras=assume_ras,
+        max_voxels=max_voxels,
     )
     with progress_bar("forecast", quiet) as progress:
         forecast = predict_to_folder(
@@ -93,15 +104,16 @@ def predict(
         )
     if not quiet:
         for note in forecast.report["notes"]:
-            say(f"note: {note}")
-    typer.echo(f"{summary(forecast.report)}\nwritten to {out}; start with {out}/overview.png")
+            say(f"note: {printable(note)}")
+    tell(summary(forecast.report))
+    tell(_written(out, "overview.png"))
 
 
 @app.command()
 def demo(
     out: Out = Path("demo"),
     samples: Annotated[str, typer.Option(help="Ensemble members of each forecast.")] = "4",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default all.")] = None,
+    threads: Threads = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a result.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> None:
@@ -111,13 +123,13 @@ def demo(
     with progress_bar("demo", quiet) as progress:
         forecasts = run_demo(out, samples, threads, overwrite, progress)
     for forecast in forecasts.values():
-        typer.echo(summary(forecast.report))
-    typer.echo(f"written to {out}; start with {out}/difference.png")
+        tell(summary(forecast.report))
+    tell(_written(out, "difference.png"))
 
 
 @app.command()
 def info(
-    bundle: Annotated[Path, typer.Argument(help="Engine bundle, a folder NAME.tadiff.")],
+    bundle: Annotated[str, typer.Argument(help="Engine bundle, a folder NAME.tadiff.")],
     as_json: Annotated[bool, typer.Option("--json", help="The whole manifest as JSON.")] = False,
 ) -> None:
     """What a bundle computes and how far it may be trusted. Reads the manifest alone."""
@@ -125,9 +137,9 @@ def info(
 
     opened = open_bundle(bundle)
     if as_json:
-        typer.echo(json.dumps(opened.manifest.model_dump(mode="json"), indent=2))
+        tell(json.dumps(opened.manifest.model_dump(mode="json"), indent=2))
     else:
-        typer.echo(describe_bundle(opened))
+        tell("\n".join(printable(line) for line in describe_bundle(opened).split("\n")))
 
 
 @app.callback(invoke_without_command=True)
@@ -138,7 +150,7 @@ def root(
     if version:
         from importlib.metadata import version as installed
 
-        typer.echo(f"tadiff {installed('tadiff')}")
+        tell(f"tadiff {installed('tadiff')}")
         raise typer.Exit
 
 
@@ -155,6 +167,10 @@ def summary(report: dict[str, object]) -> str:
         f"day {request['day']}, {request['treatment']}: tumour {volume['mean']:.1f} ml{interval}; "
         "predicted, not acquired, research use"
     )
+
+
+def _written(out: Path, start: str) -> str:
+    return printable(f"written to {out}; start with {out / start}")
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def write_forecast(forecast: Forecast, folder: Path) -> list[str]:
 
 
 def predict_to_folder(
-    engine: Path,
+    engine: str | Path,
     case_path: Path,
     out: Path,
     *,
@@ -60,7 +60,7 @@ def predict_to_folder(
         request: arguments of `Forecaster.predict`.
     """
     start = time.perf_counter()
-    inputs = [case_path.parent if case_path.is_file() else case_path, engine]
+    inputs = [case_path, engine]
     with ResultFolder(out, overwrite=overwrite, inputs=inputs, manifest=MANIFEST) as result:
         forecaster = Forecaster.load(engine, backend, threads)
         reading = time.perf_counter()

@@ -8,11 +8,18 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from tadiff_rt.errors import ResourceError, TadiffError, UsageError, describe, printable
+from tadiff_rt.errors import (
+    OutputError,
+    ResourceError,
+    TadiffError,
+    UsageError,
+    describe,
+    printable,
+)
 
 EXIT_INTERNAL = 70
 
@@ -28,6 +35,7 @@ def run_app(app: Any, command: str, argv: list[str] | None = None) -> NoReturn:
     arguments. A bug ends with 70 and the path of a crash record, never with a traceback, unless
     `--debug` is given.
     """
+    _open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--errors=json" in arguments
     debug = "--debug" in arguments
@@ -36,9 +44,29 @@ def run_app(app: Any, command: str, argv: list[str] | None = None) -> NoReturn:
     code = _guarded(lambda: _invoke(app, command, arguments), command, as_json, debug)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has gone: nothing is wrong
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:  # said before, or the reader has gone and nothing is wrong
+        _silence_stdout()
     raise SystemExit(code)
+
+
+def _open_standard_streams() -> None:
+    """Puts the null device where a stream was closed at the start (`tadiff-rt ... >&-`).
+
+    Otherwise the next file opened becomes descriptor 1, and what a library prints lands in it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
+
+
+def _silence_stdout() -> None:
+    """Sends what is left in the buffer nowhere: the interpreter flushes it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -48,10 +76,17 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _invoke(app: Any, command: str, arguments: list[str]) -> int:
     import typer
 
+    parser = typer.main.get_command(app)
+    if not arguments:
+        with parser.make_context(command, [], resilient_parsing=True) as context:
+            say(parser.get_help(context))
+        return UsageError.exit_code
     try:
-        result = typer.main.get_command(app).main(arguments, command, standalone_mode=False)
+        result = parser.main(arguments, command, standalone_mode=False)
     except typer.Exit as e:
         return e.exit_code
+    except SystemExit:  # how typer takes a reader of its --help that has gone
+        return 0
     except typer.Abort:
         return 130
     except typer.TyperException as e:
@@ -77,8 +112,6 @@ def _guarded(action: Callable[[], int], command: str, as_json: bool, debug: bool
         return 130
     except _Terminated:
         return 143
-    except BrokenPipeError:
-        return 0
     except Exception as e:
         if debug:
             traceback.print_exc()
@@ -90,16 +123,17 @@ def _internal(error: Exception) -> TadiffError:
     """A bug, with where its record lies. The record holds code locations, no values."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f"{os.path.basename(f.filename)}:{f.lineno} in {f.name}" for f in frames]
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="tadiff-crash-", suffix=".txt", delete=False, encoding="ascii"
-    ) as file:
-        file.write(printable(type(error).__name__) + "\n" + "\n".join(lines) + "\n")
-    return TadiffError(
-        "TD7000",
-        f"internal error: {type(error).__name__} in {lines[-1] if lines else 'unknown'}",
-        where=file.name,
-        fix="please report the file above; it holds code locations only",
-    )
+    what = f"internal error: {type(error).__name__} in {lines[-1] if lines else 'unknown'}"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="tadiff-crash-", suffix=".txt", delete=False, encoding="ascii"
+        ) as file:
+            file.write(printable(type(error).__name__) + "\n")
+            file.writelines(printable(line) + "\n" for line in lines)
+    except OSError:
+        return TadiffError("TD7000", what, fix="please report it, with the output of --debug")
+    fix = "please report the file above; it holds code locations only"
+    return TadiffError("TD7000", what, where=file.name, fix=fix)
 
 
 def report(error: TadiffError, command: str, as_json: bool) -> None:
@@ -113,8 +147,28 @@ def report(error: TadiffError, command: str, as_json: bool) -> None:
 
 
 def say(text: str) -> None:
-    """One line for people, on stderr; stdout is for results."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    """One line for people, on stderr; stdout is for results.
+
+    A log that is full or whose reader has gone does not stop a forecast.
+    """
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def tell(text: str) -> None:
+    """A result, on stdout; a reader that has gone (`| head -1`) is no error.
+
+    Raises:
+        OutputError: TD8009, standard output cannot be written.
+    """
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        _silence_stdout()
+    except OSError as e:
+        _silence_stdout()
+        what = f"standard output cannot be written: {e.strerror or e}"
+        raise OutputError("TD8009", what, fix="redirect it to another place") from None
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import typer
 from tadiff_rt.console import progress_bar, run_app, say
 
 if TYPE_CHECKING:
+    from tadiff_rt.card import ModelCard
     from tadiff_train.network import NetworkConfig
 
 app = typer.Typer(
@@ -61,7 +62,7 @@ def phantom(
 def fit(
     data: Annotated[Path, typer.Option("--data", help="BIDS data set with tumour masks.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; must be new.")],
-    size: Annotated[int, typer.Option(help="In-plane window of the network, voxels.")] = 96,
+    size: Annotated[int, typer.Option(min=1, help="In-plane window of the network, voxels.")] = 96,
     spacing_mm: Annotated[float, typer.Option(help="Voxel edge of the images.")] = 2.0,
     model_channels: Annotated[int, typer.Option(help="Multiple of 32.")] = 32,
     channel_mult: Annotated[
@@ -92,7 +93,7 @@ def fit(
     """Train a network; the run folder is what `tadiff-export` takes."""
     import torch
 
-    from tadiff_rt.card import ModelCard
+    from tadiff_rt.errors import UsageError
     from tadiff_rt.preprocess import DataContract
     from tadiff_train.data import cache_cases, training_domain
     from tadiff_train.fit import FitConfig, fit, require_new_run
@@ -113,13 +114,14 @@ def fit(
         target_slots=target_slots,
         seed=seed,
     )
-    require_new_run(out)
     contract = DataContract(size=size, spacing_mm=spacing_mm)
+    if size % network.stride:
+        raise UsageError("TD3052", f"--size {size} is not a multiple of {network.stride}")
+    card = model_card(name=name, trained_on=trained_on, data=contract)
+    require_new_run(out)
     with progress_bar("reading", quiet) as progress:
         cases = cache_cases(data, contract, cache or out / "cache", progress)
-    card = ModelCard(
-        name=name, trained_on=trained_on, data=contract, **training_domain(cases).model_dump()
-    )
+    card = card.model_copy(update=training_domain(cases).model_dump())
     with progress_bar("training", quiet) as progress:
 
         def show(step: int, terms: dict[str, float]) -> None:
@@ -201,6 +203,20 @@ def network_config(**fields: object) -> "NetworkConfig":
     except ValidationError as e:
         first = e.errors()[0]
         raise UsageError("TD3037", f"no such network: {first['msg']}") from None
+
+
+def model_card(**fields: object) -> "ModelCard":
+    """A card before the training data are known; its own complaints become usage errors."""
+    from pydantic import ValidationError
+
+    from tadiff_rt.card import ModelCard
+    from tadiff_rt.errors import UsageError
+
+    try:
+        return ModelCard.model_validate(fields)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise UsageError("TD3038", f"--{first['loc'][0]}: {first['msg']}") from None
 
 
 def main() -> None:

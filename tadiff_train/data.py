@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,11 +98,7 @@ def _write_entry(entry: Path, case: Case, contract: DataContract) -> None:
             f"{case.name} has sessions without a tumour mask; training needs one for each",
             fix="add *_dseg.nii.gz files under derivatives/",
         )
-    tumour = np.flatnonzero(prepared.masks.any(axis=(0, 2, 3)))
-    span = (tumour[0], tumour[-1]) if len(tumour) else (0, -1)
-    low, high = max(span[0] - SLICE_MARGIN, 0), span[1] + SLICE_MARGIN + 1
-    keep = np.arange(low, min(high, len(prepared.sources)))
-    keep = keep[prepared.brain[keep]]
+    keep = _slices_near(prepared.masks.any(axis=(0, 2, 3))) & prepared.brain
     d, _, h, w = prepared.sources.shape
     images = prepared.sources.reshape(d, num, NUM_MODALITIES, h, w)[keep].astype(np.float16)
     entry.mkdir(parents=True, exist_ok=True)
@@ -112,7 +109,19 @@ def _write_entry(entry: Path, case: Case, contract: DataContract) -> None:
         "days": [s.day for s in case.sessions],
         "treatments": [TREATMENTS[s.treatment] for s in case.sessions],
     }
-    (entry / "meta.json").write_text(json.dumps(meta))
+    # Last, and by renaming: an entry with this file is complete.
+    part = entry / f".meta.json.{os.getpid()}.part"
+    part.write_text(json.dumps(meta))
+    os.replace(part, entry / "meta.json")
+
+
+def _slices_near(tumour: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(d,) slices from the first to the last with tumour, and a margin; none without tumour."""
+    near = np.zeros_like(tumour)
+    held = np.flatnonzero(tumour)
+    if len(held):
+        near[max(held[0] - SLICE_MARGIN, 0) : held[-1] + SLICE_MARGIN + 1] = True
+    return near
 
 
 class TrainingDomain(BaseModel):

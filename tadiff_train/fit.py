@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from tadiff_rt.atomic import output_error
 from tadiff_rt.card import ModelCard
 from tadiff_rt.errors import NumericsError, OutputError, UsageError
 from tadiff_train.checkpoint import SIDECAR, save_checkpoint
@@ -48,11 +49,19 @@ class FitConfig:
 
 
 def require_new_run(out: Path) -> None:
-    """Refuses a folder that holds a checkpoint: hours of training are not overwritten."""
+    """Makes the folder, or refuses one that holds a run: hours of training are not overwritten.
+
+    Raises:
+        OutputError: TD8001 there is a checkpoint, TD80xx the folder cannot be made.
+    """
     if (out / SIDECAR).exists():
         raise OutputError(
             "TD8001", "the folder holds a run already", where=str(out), fix="choose another folder"
         )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(error, out) from error
 
 
 def learning_rate_at(step: int, config: FitConfig) -> float:
@@ -65,6 +74,8 @@ def learning_rate_at(step: int, config: FitConfig) -> float:
 
 Report = Callable[[int, dict[str, float]], None]
 """Called after every step with its number, from 1, and smoothed loss terms."""
+LOSS_PREFIX = "smooth_"
+"""Before the loss terms in a sidecar: "loss" itself is the preset's name there."""
 
 
 def fit(
@@ -75,9 +86,13 @@ def fit(
     out: Path,
     report: Report | None = None,
 ) -> TaDiffNet:
-    """Trains a network on the CPU or the current default device and saves its moving average.
+    """Trains a network on the CPU and saves the moving average of its weights.
 
-    The whole run is a function of `config.seed` on one machine with one number of threads.
+    A run too short to forget the initial weights keeps the last ones instead. The whole run is a
+    function of `config.seed` on one machine with one number of threads.
+
+    Returns:
+        The network that was saved last.
 
     Raises:
         NumericsError: the loss is not finite.
@@ -93,6 +108,7 @@ def fit(
     rng = torch.Generator().manual_seed(config.seed + 1)
     stream = batches(cases, config.batch_size, config.seed, config.target_slots)
     smooth: dict[str, float] = {}
+    kept = net
     start = time.monotonic()
     for step in range(1, config.steps + 1):
         batch = next(stream)
@@ -111,9 +127,10 @@ def fit(
             report(step, smooth)
         if step % config.save_every == 0 or step == config.steps:
             training = {**asdict(config), "step": step, "seconds": time.monotonic() - start}
-            averaged = ema.module if step > 2 / (1 - config.ema_decay) else net
-            save_checkpoint(out, averaged, card, {**training, **smooth})
-    return ema.module
+            training |= {LOSS_PREFIX + name: value for name, value in smooth.items()}
+            kept = ema.module if step * (1 - config.ema_decay) > 2 else net
+            save_checkpoint(out, kept, card, training)
+    return kept
 
 
 def _smooth(smooth: dict[str, float], terms: dict[str, Tensor], step: int) -> None:

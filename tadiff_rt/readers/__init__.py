@@ -6,6 +6,10 @@ from pathlib import Path
 
 from tadiff_rt.case import Case, ReadOptions
 from tadiff_rt.errors import TableError, UsageError
+from tadiff_rt.readers.tables import quoted
+
+CHOICES = {"nonfinite": ("refuse", "zero"), "affine": ("agree", "sform", "qform")}
+"""Values of the options that are words."""
 
 
 def read_case(
@@ -24,12 +28,13 @@ def read_case(
             earlier sessions are in the case without images.
 
     Raises:
-        TadiffError: TD3122 or TD3123 where the path cannot be read; otherwise the first problem
+        TadiffError: TD3005 for an unknown option; TD3122 or TD3123 where the path cannot be read; otherwise the first problem
             found, carrying all the others.
     """
     if last is not None and last < 1:
         raise UsageError("TD3004", f"last must be at least 1, got {last}")
     options = options or ReadOptions()
+    _check_choices(options)
     path = Path(path)
     try:
         mode = os.stat(path).st_mode
@@ -49,3 +54,11 @@ def read_case(
         return read_manifest_case(path, options, last=last)
     fix = "give a BIDS subject folder sub-XX, or a manifest.csv"
     raise UsageError("TD3003", "the file is not a case", where=str(path), fix=fix)
+
+
+def _check_choices(options: ReadOptions) -> None:
+    for name, known in CHOICES.items():
+        value = getattr(options, name)
+        if value not in known:
+            what = f"--{name} {quoted(str(value))} is unknown; known are {', '.join(known)}"
+            raise UsageError("TD3005", what, where=f"--{name}")
