@@ -1,7 +1,7 @@
 """Which case comes with `tadiff-rt demo`?  `python -m benchmarks.demo_case COHORT OUT`
 
-The first patient of a simulated cohort with at least four sessions whose tumour at the session
-before the last has between 15 and 50 ml. The last session is left out: it is the known future.
+The first patient of a simulated cohort with four to six known sessions and a tumour of 15 to 50 ml
+at the last of them. The session after that is left out: it is the known future.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 
 from tadiff_rt.readers import read_case
 
-KEPT = 3
+KNOWN = range(4, 7)
 RANGE_ML = (15.0, 50.0)
 NAME = "sub-demo"
 
@@ -29,8 +29,8 @@ def choose(cohort: Path) -> tuple[Path, list[str]]:
     for subject in sorted(cohort.glob("sub-*")):
         case = read_case(subject)
         *known, _ = case.sessions
-        if len(known) >= KEPT and RANGE_ML[0] < tumour_ml(known[-1].mask) < RANGE_ML[1]:
-            return subject, [session.name for session in known[-KEPT:]]
+        if len(known) in KNOWN and RANGE_ML[0] < tumour_ml(known[-1].mask) < RANGE_ML[1]:
+            return subject, [session.name for session in known]
     raise SystemExit(f"no patient of {cohort} fits")
 
 
@@ -45,9 +45,7 @@ def copy(cohort: Path, out: Path) -> None:
                 to.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, to)
     header, *rows = (subject / f"{subject.name}_sessions.tsv").read_text().splitlines()
-    kept = [row.split("\t") for row in rows if row.split("\t")[0] in sessions]
-    first = int(kept[0][1])
-    lines = [header, *("\t".join([n, str(int(day) - first), t]) for n, day, t in kept)]
+    lines = [header, *(row for row in rows if row.split("\t")[0] in sessions)]
     (out / NAME / f"{NAME}_sessions.tsv").write_text("\n".join(lines) + "\n")
     description = {
         "Name": "A simulated patient for the demonstration of tadiff; no real person",

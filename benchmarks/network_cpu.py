@@ -1,7 +1,7 @@
-"""One denoiser evaluation in onnxruntime: which attention form, which batch, how far from the floor?
+"""One denoiser evaluation in onnxruntime: which attention form, which batch, and the floor?
 
-`python -m benchmarks.network_cpu [THREADS]`. Random weights: time does not depend on them. The
-form `five passes` is softmax_one as it is written in the paper's code; `softmax` is what we export.
+`python -m benchmarks.network_cpu [THREADS]`. Random weights: time does not depend on them. Form
+`five passes` is softmax_one as published; `softmax` is what we export.
 """
 
 import sys

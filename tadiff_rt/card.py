@@ -38,6 +38,9 @@ class ModelCard(BaseModel):
     """The training data, in words; shown with every forecast."""
     data: DataContract = DataContract()
     schedule: ScheduleConfig = ScheduleConfig()
+    x0_range: tuple[float, float] | None = (0.0, 1.0)
+    """Range of the normalised images in training, to which estimates of x0 are clipped; None for
+    no clipping, as published."""
     treatments: dict[str, int] = dict(TREATMENTS)
     """Treatments seen in training, and the code of each."""
     max_day: int = 1100

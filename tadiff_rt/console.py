@@ -61,7 +61,7 @@ def _open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, this one
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def _silence_stdout() -> None:
@@ -91,8 +91,8 @@ def _invoke(app: Any, command: str, arguments: list[str]) -> int:
         return 130
     except typer.TyperException as e:
         # Typer's own parser: unknown options, missing arguments, values of the wrong type.
-        context = getattr(e, "ctx", None)
-        path = context.command_path if context else command
+        at = getattr(e, "ctx", None)
+        path = at.command_path if at else command
         raise UsageError("TD3000", e.format_message(), fix=f"see `{path} --help`") from None
     return result if isinstance(result, int) else 0
 

@@ -1,7 +1,8 @@
 """The forecast of one case: from sessions and a request to volumes on the patient's grid."""
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -182,6 +183,7 @@ class Forecaster:
                 chosen,
                 samples,
                 seed,
+                card.x0_range,
                 progress,
             )
         notes = [*case.notes, *relaxed, *([padding] if padding else []), *prepared.notes]
@@ -189,8 +191,11 @@ class Forecaster:
             "model": self._model_report(),
             "request": {"day": request.day, "treatment": request.treatment},
             "sources": [session_report(session) for session in sources],
-            "notes": notes,
-            "sampling": sampling_report(plan, samples, seed, chosen, self.backend.batch),
+            "notes": without_names(notes, case),
+            "sampling": {
+                **sampling_report(plan, samples, seed, chosen, self.backend.batch),
+                "x0_range": card.x0_range,
+            },
         }
         with watch.stage("map back"):
             forecast = assemble(result, prepared, sources[-1], chosen, report)
@@ -273,6 +278,26 @@ def estimate_volume(samples_ml: tuple[float, ...]) -> VolumeEstimate:
     interval = volume_interval(samples_ml, VOLUME_LEVEL)
     mean, low, high = interval if interval else (samples_ml[0], None, None)
     return VolumeEstimate(mean, low, high, VOLUME_LEVEL, samples_ml)
+
+
+def without_names(notes: Sequence[str], case: Case) -> list[str]:
+    """`notes` with days in place of file and session names, which may identify the patient."""
+    labels = {}
+    for session in case.sessions:
+        volumes = {**session.images, **({"mask": session.mask} if session.mask else {})}
+        labels.update({v.label: f"{kind} of day {session.day}" for kind, v in volumes.items()})
+    # A session may be named "3": only where a note ends a phrase with a name is it one.
+    sessions = {session.name: f"day {session.day}" for session in case.sessions}
+    name = re.compile(rf"(?<= )({'|'.join(map(re.escape, sessions))})(?=[,:]|$)")
+    return [_replaced(note, labels) or name.sub(lambda m: sessions[m[1]], note) for note in notes]
+
+
+def _replaced(note: str, labels: dict[str, str]) -> str:
+    """`note` with the label that it is about replaced; empty if it is about none."""
+    for label in sorted(labels, key=len, reverse=True):
+        if label and label in note:
+            return note.replace(label, labels[label])
+    return ""
 
 
 def session_report(session: Session) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def run_ensemble(
     slices: Sequence[int],
     samples: int,
     seed: int,
+    x0_range: tuple[float, float] | None = None,
     progress: Progress | None = None,
 ) -> EnsembleResult:
     """Draws `samples` forecasts of every slice.
@@ -79,6 +80,7 @@ def run_ensemble(
         inside: (size, size) voxels that exist on the patient's grid; the rest is padding, which
             holds no tumour.
         slices: indices into `sources`, increasing.
+        x0_range: of the training data; see `solve`.
 
     Raises:
         NumericsError: a sample is not finite (TD6002); names slice and sample.
@@ -101,6 +103,7 @@ def run_ensemble(
             lambda i, done=number * plan.num_steps: (  # type: ignore[misc]
                 progress(done + i + 1, num_batches * plan.num_steps) if progress else None
             ),
+            x0_range,
         )
         for k, (at, sample) in enumerate(batch):
             if not (np.isfinite(x0[k]).all() and np.isfinite(logits[k, TARGET_SLOT]).all()):
@@ -124,6 +127,7 @@ def _run_batch(
     x_T: Float32Array,
     noise: Callable[[int], Float32Array] | None,
     on_step: Callable[[int], None],
+    x0_range: tuple[float, float] | None,
 ) -> tuple[Float32Array, Float32Array]:
     """Runs the plan on one batch, padded to the backend's size; without the padding."""
     count = len(x_T)
@@ -137,7 +141,12 @@ def _run_batch(
         return _pad(noise(i), backend.batch)
 
     x0, logits = solve(
-        denoise, _pad(x_T, backend.batch), plan, padded_noise if noise else None, on_step
+        denoise,
+        _pad(x_T, backend.batch),
+        plan,
+        padded_noise if noise else None,
+        on_step,
+        x0_range,
     )
     return x0[:count], logits[:count]  # type: ignore[index]
 

@@ -203,6 +203,7 @@ def solve(
     plan: SolverPlan,
     noise: Callable[[int], Array] | None = None,
     on_step: Callable[[int], object] | None = None,
+    x0_range: tuple[float, float] | None = None,
 ) -> tuple[Array, Array | None]:
     """Runs `plan` from noise to image; works alike on numpy arrays and torch tensors.
 
@@ -215,6 +216,11 @@ def solve(
         plan: which levels, which method.
         noise: step index -> fresh standard normal noise like x; needed by "ddpm" only.
         on_step: called with i after step i, e.g. to show progress.
+        x0_range: every estimate of x0 is clipped to it. The exact estimate is the mean of x0
+            given x, so if the data lie in a range, so does it: clipping never changes an exact
+            denoiser. It bounds a trained one at high noise, where x0 = (x - sigma eps) / alpha
+            magnifies an error of eps by up to sigma / alpha = 157. None where the range of the
+            data is unknown.
 
     Returns:
         x0 like `x_T`, and the fused mask logits: Σ mask_weight·logits, or None where the denoiser
@@ -233,6 +239,8 @@ def solve(
         t, alpha, sigma, coef_x, coef_x0, coef_x0_prev, coef_noise, mask_weight = row
         eps, logits = denoise(x, t, i)
         x0 = (x - sigma * eps) / alpha
+        if x0_range is not None:
+            x0 = x0.clip(*x0_range)
         following = coef_x0 * x0
         if coef_x:
             following = following + coef_x * x

@@ -28,8 +28,8 @@ def read_case(
             earlier sessions are in the case without images.
 
     Raises:
-        TadiffError: TD3005 for an unknown option; TD3122 or TD3123 where the path cannot be read; otherwise the first problem
-            found, carrying all the others.
+        TadiffError: TD3005 for an unknown option; TD3122 or TD3123 where the path cannot be read;
+            otherwise the first problem found, carrying all the others.
     """
     if last is not None and last < 1:
         raise UsageError("TD3004", f"last must be at least 1, got {last}")
