@@ -25,6 +25,9 @@ from tadiff_rt.errors import EngineError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
+OPEN_FLAGS = os.O_RDONLY
+for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # not every system has each
+    OPEN_FLAGS |= getattr(os, _flag, 0)
 FIX_DAMAGED = "copy the bundle again, or export it again with `tadiff-export`"
 
 
@@ -163,7 +166,7 @@ def open_bundle(path: str | Path) -> Bundle:
 def _read_regular(path: Path, size: int | None) -> bytes:
     """A regular file, opened once, not through a link, of exactly `size` bytes if given."""
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | os.O_NONBLOCK)
+        handle = os.open(path, OPEN_FLAGS)
     except OSError as e:
         raise EngineError(
             "TD5002" if path.name == MANIFEST else "TD5001",

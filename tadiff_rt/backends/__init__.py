@@ -57,5 +57,12 @@ def load_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backe
             f"backend {chosen!r} needs the package {e.name}, which is not installed",
             fix="pip install 'tadiff[cpu]'",
         ) from None
-    backend: Backend = module.load(bundle, threads or len(os.sched_getaffinity(0)))
+    backend: Backend = module.load(bundle, threads or available_cores())
     return backend
+
+
+def available_cores() -> int:
+    """Cores this process may use: fewer than the machine has in a container or a batch job."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,3 +1,474 @@
-from tests.rt.test_nifti import REFUSED
-def test_x():
-    assert len(REFUSED) > 50
+"""The command line itself: arguments, streams, signals, surroundings, and what every ending says.
+
+Ids A01 to A11 number the cases of the project's corpus of command lines.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tadiff_rt import commands
+from tadiff_rt.cli import app
+from tadiff_rt.console import run_app
+from tadiff_rt.errors import TadiffError
+
+COMMAND = (sys.executable, "-c", "from tadiff_rt.cli import main; main()")
+
+
+class Ending(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def codes(self) -> list[str]:
+        return re.findall(r"TD\d{4}", self.err)
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """`run_app` takes SIGTERM over; the test run gets it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def tadiff_rt(capsys) -> Callable[..., Ending]:
+    """Runs the command in this process."""
+
+    def run(*argv: str) -> Ending:
+        with pytest.raises(SystemExit) as ended:
+            run_app(app, "tadiff-rt", list(argv))
+        return Ending(ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def argv(bundle: Path, case_folder: Path, tmp_path: Path) -> list[str]:
+    """A forecast of one slice, to be added to: of an option given twice the last one counts."""
+    (tmp_path / "out").mkdir()
+    request = "--day +90 --treatment TMZ --slices 5 --samples 1 --steps 1 --threads 1"
+    inputs = ["--engine", str(bundle), "--case", str(case_folder)]
+    return ["predict", *inputs, *request.split(), "-o", str(tmp_path / "out/forecast")]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize("line", ["", "--errors=json", "--debug"])
+def test_no_arguments_print_the_help_and_are_an_error(line, tadiff_rt):  # A01
+    ending = tadiff_rt(*line.split())
+    assert (ending.code, ending.out, ending.codes) == (2, "", [])
+    assert ending.err.startswith("Usage: tadiff-rt [OPTIONS] COMMAND")
+    assert "\\n" not in ending.err
+    for part in ("predict", "demo", "info", "--errors=json", "--debug"):
+        assert part in ending.err
+
+
+@pytest.mark.parametrize(
+    ("line", "what", "usage"),
+    [
+        ("nonsense", "No such command", "tadiff-rt"),
+        ("--nonsense", "No such option", "tadiff-rt"),
+        ("predict --nonsense", "No such option", "tadiff-rt predict"),
+        ("predict", "Missing option", "tadiff-rt predict"),
+        ("predict --day", "requires an argument", "tadiff-rt"),
+        ("info", "Missing argument", "tadiff-rt info"),
+        ("info a b", "extra argument", "tadiff-rt info"),
+        ("demo --threads 0", "greater than or equal to 1", "tadiff-rt demo"),
+        ("demo --threads 1000000000", "less than or equal to 1024", "tadiff-rt demo"),
+        ("demo --threads two", "a valid integer", "tadiff-rt demo"),
+        ("demo --errors=xml", "No such option", "tadiff-rt demo"),
+    ],
+)
+def test_arguments_that_cannot_be_parsed(line, what, usage, tadiff_rt):  # A01
+    ending = tadiff_rt(*line.split())
+    assert (ending.code, ending.out, ending.codes) == (2, "", ["TD3000"])
+    assert what in ending.err
+    assert f"see `{usage} --help`" in ending.err
+    assert len(ending.err.splitlines()) <= 3
+
+
+@pytest.mark.parametrize("line", ["--help", "predict --help", "demo --help", "info --help"])
+def test_help_goes_to_stdout(line, tadiff_rt):  # A01
+    ending = tadiff_rt(*line.split())
+    assert (ending.code, ending.err) == (0, "")
+    assert ending.out.startswith("Usage: tadiff-rt")
+
+
+def test_version(tadiff_rt):  # A01
+    code, out, err = tadiff_rt("--version")
+    assert (code, err) == (0, "")
+    assert re.fullmatch(r"tadiff \d+\.\d+\.\d+\n", out)
+
+
+USAGE = [
+    *(("samples", value, "TD3015") for value in ("0", "-1", "1e9", "10001", "nan", "")),
+    *(("steps", value, "TD3016") for value in ("0", "1001", "1000000000")),
+    *(("seed", value, "TD3017") for value in ("-1", str(2**64), "abc")),
+    *(("slices", value, "TD3018") for value in ("5:5", "-1", "half", "1:2:3")),
+    ("slices", "10", "TD3019"),
+    *(("day", value, "TD3011") for value in ("soon", "-5", "+1e3", "", "2026-01-01")),
+    ("backend", "torch", "TD3050"),
+    ("nonfinite", "ignore", "TD3005"),
+    ("affine", "both", "TD3005"),
+    ("max-voxels", "0", "TD3000"),
+    ("case", __file__, "TD3003"),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "code"), USAGE)
+def test_values_out_of_range_are_usage_errors(option, value, code, argv, tadiff_rt, tmp_path):
+    """A02, A07: with the option and what it accepts."""
+    ending = tadiff_rt(*argv, f"--{option}", value)
+    assert (ending.code, ending.codes, ending.out) == (2, [code], "")
+    assert "Traceback" not in ending.err
+    assert f"--{option}" in ending.err or code in ("TD3003", "TD3050")
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_range_is_named(argv, tadiff_rt):  # A02
+    assert "from 1 to 10000, got '0'" in tadiff_rt(*argv, "--samples", "0").err
+    assert "from 1 to 1000, got '0'" in tadiff_rt(*argv, "--steps", "0").err
+    assert "refuse, zero" in tadiff_rt(*argv, "--nonfinite", "none").err
+    assert "agree, sform, qform" in tadiff_rt(*argv, "--affine", "").err
+
+
+def test_a_refused_date_is_not_repeated(argv, tadiff_rt):
+    assert "2026" not in tadiff_rt(*argv, "--day", "2026-03-01").err
+
+
+def test_max_voxels_is_the_option_that_its_error_names(argv, tadiff_rt):
+    """The images have 24 x 28 x 10 = 6720 voxels."""
+    ending = tadiff_rt(*argv, "--max-voxels", "6719")
+    assert ending.code == 3
+    assert set(ending.codes) == {"TD3111"}
+    assert "--max-voxels=N" in ending.err
+    assert tadiff_rt(*argv, "--max-voxels=6720").code == 0
+
+
+@pytest.mark.parametrize("engine", ["no/such.tadiff", "http://host/x.tadiff", "", __file__])
+def test_engines_that_are_none(engine, argv, tadiff_rt, tmp_path):  # A07
+    for line in ([*argv, "--engine", engine], ["info", engine]):
+        ending = tadiff_rt(*line)
+        assert (ending.code, len(ending.codes), ending.out) == (5, 1, "")
+    assert names(tmp_path) == ["out"]
+
+
+def test_addresses_are_never_fetched(tadiff_rt):
+    assert tadiff_rt("info", "https://host/x.tadiff").codes == ["TD5012"]
+
+
+# Results.
+
+
+def test_one_sample_has_no_spread_and_says_why(argv, tadiff_rt, tmp_path):  # A03
+    ending = tadiff_rt(*argv)
+    assert ending.code == 0
+    assert "interval" not in ending.out
+    folder = tmp_path / "out/forecast"
+    report = json.loads((folder / "forecast.json").read_text())
+    assert report["volume_ml"]["interval"] == [None, None]
+    assert not [name for name in names(folder) if "std" in name]
+    assert "nan" not in ending.out.lower() + (folder / "forecast.json").read_text().lower()
+
+
+def test_two_samples_have_a_spread(argv, tadiff_rt, tmp_path):
+    ending = tadiff_rt(*argv, "--samples", "2", "-q")
+    assert (ending.code, ending.err) == (0, "")
+    assert "90% interval" in ending.out
+    assert "predictedstd_FLAIR.nii.gz" in names(tmp_path / "out/forecast")
+
+
+def test_stdout_holds_the_result_and_stderr_the_rest(argv, tadiff_rt, tmp_path):
+    ending = tadiff_rt(*argv)
+    first, last = ending.out.splitlines()
+    assert re.fullmatch(r"day 250, TMZ: tumour \d+\.\d ml; predicted, not acquired, .*", first)
+    assert last.endswith(f"start with {tmp_path}/out/forecast/overview.png")
+    assert "forecast: 100 %" in ending.err
+    assert "\r" not in ending.err + ending.out
+
+
+@pytest.mark.parametrize(
+    ("out", "code", "exit_code"),
+    [
+        ("{tmp}/file", "TD8004", 8),
+        ("{tmp}/full", "TD8001", 8),
+        ("{case}", "TD8005", 8),
+        ("{case}/forecast", "TD8005", 8),
+        ("{bundle}/forecast", "TD8005", 8),
+        ("/", "TD8005", 8),
+        (".", "TD8005", 8),
+        ("{tmp}/missing/forecast", "TD8003", 8),
+        ("{tmp}/file/forecast", "TD8003", 8),
+        ("/proc/forecast", "TD8003", 8),
+        ("{tmp}/" + "x" * 200, "TD8006", 8),
+        ("{tmp}/" + "x/" * 2500, "TD8006", 8),
+        ("-", "TD8006", 8),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
+)
+def test_places_where_no_result_can_go(
+    out, code, exit_code, argv, tadiff_rt, tmp_path, bundle, case_folder
+):  # A04
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.doc").touch()
+    before = names(tmp_path), names(case_folder), names(bundle)
+    place = out.format(tmp=tmp_path, case=case_folder, bundle=bundle)
+    for flag in ([], ["--overwrite"]):
+        ending = tadiff_rt(*argv, "-o", place, *flag)
+        assert (ending.code, ending.codes, ending.out) == (exit_code, [code], "")
+        assert "Traceback" not in ending.err
+    assert (names(tmp_path), names(case_folder), names(bundle)) == before
+
+
+def test_relative_paths_and_a_trailing_slash(argv, tadiff_rt, tmp_path, case_folder, monkeypatch):
+    monkeypatch.chdir(case_folder.parent)
+    out = os.path.relpath(tmp_path / "out/forecast")
+    assert tadiff_rt(*argv, "--case", "sub-17/", "-o", out + "/").code == 0
+    assert "forecast.json" in names(tmp_path / "out/forecast")
+    ending = tadiff_rt(*argv, "-o", out)
+    assert (ending.code, ending.codes) == (8, ["TD8001"])
+    assert tadiff_rt(*argv, "--seed", "1", "-o", out, "--overwrite").code == 0
+    report = json.loads((tmp_path / "out/forecast/forecast.json").read_text())
+    assert report["sampling"]["seed"] == 1
+    files = ["forecast.json", *report["files"]]
+    assert names(tmp_path / "out") == sorted(["forecast", *(f"forecast/{f}" for f in files)])
+
+
+def test_the_manifest_is_written_last(argv, tadiff_rt, tmp_path):
+    assert tadiff_rt(*argv).code == 0
+    written = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/forecast").iterdir()}
+    assert max(written, key=lambda name: written[name]) == "forecast.json"
+
+
+def test_info_describes_a_bundle(bundle, tadiff_rt):
+    code, out, err = tadiff_rt("info", str(bundle))
+    assert (code, err) == (0, "")
+    assert "tiny: trained on nothing" in out
+    manifest = json.loads(tadiff_rt("info", str(bundle), "--json").out)
+    assert manifest["card"] == json.loads((bundle / "manifest.json").read_text())["card"]
+
+
+@pytest.fixture
+def demo_data(bundle: Path, case_folder: Path, tmp_path: Path, monkeypatch) -> Path:
+    """The small bundle and case in the place of the installed ones, which take minutes."""
+    package = tmp_path / "package"
+    shutil.copytree(bundle, package / "data" / commands.DEMO_BUNDLE)
+    shutil.copytree(case_folder.parent, package / "data" / commands.DEMO_CASE)
+    monkeypatch.setattr(commands, "files", lambda name: package)
+    return package / "data"
+
+
+def test_the_demo_forecasts_two_treatments(demo_data, tadiff_rt, tmp_path):
+    ending = tadiff_rt("demo", "-o", str(tmp_path / "demo"), "--samples", "1", "--threads", "1")
+    assert ending.code == 0
+    assert [line.split(":")[0] for line in ending.out.splitlines()[:2]] == [
+        f"day 280, {name}" for name in commands.DEMO_TREATMENTS
+    ]
+    made = names(tmp_path / "demo")
+    for name in ("difference.png", "forecast.json", "TMZ/overview.png", "none/overview.png"):
+        assert name in made
+    again = tadiff_rt("demo", "-o", str(tmp_path / "demo"), "--samples", "1")
+    assert (again.code, again.codes) == (8, ["TD8001"])
+
+
+def test_a_demo_without_data_says_so(demo_data, tadiff_rt, tmp_path):
+    shutil.rmtree(demo_data)
+    ending = tadiff_rt("demo", "-o", str(tmp_path / "demo"))
+    assert (ending.code, ending.codes, ending.out) == (5, ["TD5014"], "")
+    assert not (tmp_path / "demo").exists()
+
+
+# Errors.
+
+
+def test_errors_as_json(argv, tadiff_rt, tmp_path):
+    ending = tadiff_rt(*argv, "--day", "9", "--treatment", "x", "--errors=json")
+    found = [json.loads(line) for line in ending.err.splitlines()]
+    assert [entry["code"] for entry in found] == ["TD3312", "TD3314"]
+    assert [entry["exit"] for entry in found] == [3, 3] == [ending.code] * 2
+    assert all(set(e) == {"code", "message", "exit", "where", "fix"} for e in found)
+    assert json.loads(tadiff_rt("--errors=json", "nonsense").err)["code"] == "TD3000"
+
+
+def test_debug_adds_a_traceback(argv, tadiff_rt):
+    assert "Traceback" in tadiff_rt(*argv, "--day", "9", "--debug").err
+
+
+def test_escapes_do_not_reach_the_terminal(argv, tadiff_rt, tmp_path):
+    folder = tmp_path / "\x1b[2J\nsub-17"
+    ending = tadiff_rt(*argv, "--case", str(folder))
+    assert ending.codes == ["TD3122"]
+    assert "\x1b" not in ending.err
+    assert r"\x1b[2J\nsub-17" in ending.err
+
+
+def test_a_bug_leaves_a_record_without_values(argv, tadiff_rt, tmp_path, monkeypatch):
+    def fail(*args: object, **options: object) -> None:
+        raise LookupError("Doe^Jane")
+
+    monkeypatch.setattr(commands, "write_forecast", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ending = tadiff_rt(*argv)
+    assert (ending.code, ending.codes, ending.out) == (70, ["TD7000"], "")
+    assert "Traceback" not in ending.err
+    (record,) = tmp_path.glob("tadiff-crash-*.txt")
+    assert str(record) in ending.err
+    assert "LookupError" in record.read_text()
+    assert "in fail" in record.read_text()
+    assert "Doe" not in ending.err + record.read_text()
+    assert names(tmp_path / "out") == []
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    ending = tadiff_rt(*argv)
+    assert (ending.code, ending.codes) == (70, ["TD7000"])
+    assert "Doe" not in ending.err
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, TadiffError("TD9999", "x")])
+def test_an_error_while_writing_removes_everything(error, argv, tadiff_rt, tmp_path, monkeypatch):
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(commands, "overview_png", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ending = tadiff_rt(*argv)
+    assert ending.code == (7 if error is MemoryError else 70)
+    assert names(tmp_path / "out") == []
+
+
+# The process and its surroundings.
+
+
+def started(argv: list[str], **options: object) -> subprocess.Popen:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*COMMAND, *argv], **(pipes | options))
+
+
+def run(argv: list[str], **options: object) -> Ending:
+    process = started(argv, **options)
+    out, err = process.communicate(timeout=120)
+    return Ending(process.returncode, out or "", err or "")
+
+
+def shell(line: str, argv: list[str]) -> Ending:
+    """`line` of a shell in which `$@` is the command."""
+    done = subprocess.run(
+        ["bash", "-c", line, "bash", *COMMAND, *argv], capture_output=True, text=True, timeout=120
+    )
+    return Ending(done.returncode, done.stdout, done.stderr)
+
+
+LONG = ["--samples", "40", "--steps", "100"]
+"""Ten batches: a tenth is reached soon, and the end is far."""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
+)
+@pytest.mark.parametrize("moment", ["folder", "sampling"])
+def test_a_signal_ends_the_run_and_leaves_nothing(moment, number, code, argv, tmp_path):  # A10
+    process = started([*argv, *LONG])
+    if moment == "folder":
+        deadline = time.monotonic() + 60
+        while not names(tmp_path / "out"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    else:
+        assert process.stderr.readline().startswith("forecast: 10 %")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, "")
+    assert "Traceback" not in err
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_killed_run_is_cleaned_up_by_the_next(argv, tmp_path):
+    process = started([*argv, *LONG])
+    deadline = time.monotonic() + 60
+    while not names(tmp_path / "out"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert names(tmp_path / "out") != []
+    assert run(argv).code == 0
+    assert {name.split("/")[0] for name in names(tmp_path / "out")} == {"forecast"}
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ('"$@" >&-', 0),
+        ('"$@" 2>&-', 0),
+        ('"$@" >&- 2>&- <&-', 0),
+        ('"$@" | true; exit ${PIPESTATUS[0]}', 0),
+        ('"$@" 2>&1 >/dev/null | true; exit ${PIPESTATUS[0]}', 0),
+        ('"$@" 2>/dev/full', 0),
+        ('"$@" >/dev/full', 8),
+    ],
+)
+def test_a_result_does_not_need_its_streams(line, code, argv, tmp_path):  # A05
+    ending = shell(line, argv)
+    assert ending.code == code
+    assert ending.codes == (["TD8009"] if code else [])
+    assert "Traceback" not in ending.err
+    assert "Exception ignored" not in ending.err
+    assert "forecast.json" in names(tmp_path / "out/forecast")
+
+
+@pytest.mark.parametrize("line", ["--help", "--version", "info {bundle} --json"])
+def test_head_reads_as_much_as_it_likes(line, bundle):  # A05
+    ending = shell('"$@" | head -c 1; exit ${PIPESTATUS[0]}', line.format(bundle=bundle).split())
+    assert (ending.code, ending.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "COLUMNS": "1", "TMPDIR": "/no/such"},
+        {"HOME": None, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONOPTIMIZE": "2"},
+        {"PYTHONWARNINGS": "error", "PYTHONIOENCODING": "latin-1:strict", "TERM": "dumb"},
+    ],
+    ids=["ascii", "no-home-optimised", "warnings-are-errors"],
+)
+def test_surroundings_do_not_matter(changes, argv, tmp_path):
+    """A08, A09; the name of the result is not ASCII, and not UTF-8 either."""
+    env = {**os.environ, **changes}
+    env = {name: value for name, value in env.items() if value is not None}
+    out = os.fsdecode(bytes(tmp_path / "out") + b"/\xc3\xa4 \xff")
+    ending = run([*argv, "-o", out], env=env)
+    assert ending.code == 0, ending.err
+    assert "Traceback" not in ending.err
+    assert (Path(out) / "forecast.json").is_file()
+    assert "overview.png" in ending.out
+
+
+def test_a_folder_that_is_gone_is_an_output_error(argv, tmp_path):  # A11
+    gone = tmp_path / "gone"
+    ending = shell(f'mkdir {gone}; cd {gone}; rmdir {gone}; "$@"', [*argv, "-o", "forecast"])
+    assert (ending.code, ending.codes, ending.out) == (8, ["TD8003"], "")
+    assert "Traceback" not in ending.err
+
+
+def test_few_open_files_are_enough(argv, tmp_path):  # A11
+    assert shell('ulimit -n 64; "$@"', argv).code == 0

@@ -438,3 +438,53 @@ def test_network_may_return_the_same_buffers_at_every_step(solver, rng):
     expected = solve(curved, x_T, plan, lambda i: z[i])
     got = solve(denoise, x_T, plan, lambda i: z[i])
     np.testing.assert_array_equal(got, expected)
+
+
+def two_images(x, t, i):
+    """The exact denoiser of data that are one of two images of values in [0, 1], evenly likely."""
+    images = np.array([[0.0, 0.2, 1.0, 0.5], [1.0, 0.9, 0.0, 0.5]])
+    alpha, sigma = level(t)
+    distance = ((x[None] - alpha * images) ** 2).sum(-1) / (2 * sigma**2)
+    x0 = scipy.special.softmax(-distance) @ images
+    return (x - alpha * x0) / sigma, None
+
+
+def test_clipping_does_not_change_an_exact_denoiser(rng):
+    """Its x0 is a mean of images of the range, up to rounding at the edges of the range."""
+    x_T = rng.standard_normal(4)
+    free, _ = solve(two_images, x_T, make_plan(SCHEDULE))
+    clipped, _ = solve(two_images, x_T, make_plan(SCHEDULE), x0_range=(0.0, 1.0))
+    np.testing.assert_allclose(clipped, free, rtol=0, atol=1e-9)
+
+
+def test_clipping_bounds_what_a_wrong_denoiser_makes_of_high_noise(rng):
+    """An offset of 0.05 in eps is one of 8 in x0 at t = 1000."""
+
+    def off(x, t, i):
+        eps, _ = two_images(x, t, i)
+        return eps + 0.05 * (t > 900), None
+
+    x_T = rng.standard_normal(4)
+    seen = {}
+    for name, x0_range in (("free", None), ("clipped", (0.0, 1.0))):
+        estimates = []
+
+        def watched(x, t, i, estimates=estimates):
+            eps, logits = off(x, t, i)
+            estimates.append((x - level(t)[1] * eps) / level(t)[0])
+            return eps, logits
+
+        seen[name], _ = solve(watched, x_T, make_plan(SCHEDULE), x0_range=x0_range)
+        assert np.abs(estimates[0]).max() > 5
+    assert ((seen["clipped"] >= 0) & (seen["clipped"] <= 1)).all()
+
+
+def test_clipping_works_alike_on_torch_tensors(rng):
+    def wild(x, t, i):
+        return 0.3 * x, None
+
+    x_T = rng.standard_normal((2, 3))
+    expected, _ = solve(wild, x_T, make_plan(SCHEDULE), x0_range=(-0.5, 0.25))
+    got, _ = solve(wild, torch.from_numpy(x_T), make_plan(SCHEDULE), x0_range=(-0.5, 0.25))
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12)
+    assert expected.max() == 0.25
