@@ -21,12 +21,6 @@ from tadiff_rt.errors import (
     printable,
 )
 
-EXIT_INTERNAL = 70
-
-
-class _Terminated(BaseException):
-    """SIGTERM, as an exception: `with` blocks clean up on the way out."""
-
 
 def run_app(app: Any, command: str, argv: list[str] | None = None) -> NoReturn:
     """Runs a typer application and ends the process with the documented exit code.
@@ -40,8 +34,16 @@ def run_app(app: Any, command: str, argv: list[str] | None = None) -> NoReturn:
     as_json = "--errors=json" in arguments
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a not in ("--errors=json", "--debug")]
-    signal.signal(signal.SIGTERM, _terminate)
-    code = _guarded(lambda: _invoke(app, command, arguments), command, as_json, debug)
+    received = _take_signals()
+    try:
+        code = _invoke(app, command, arguments)
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except Exception as e:
+        # An interrupted library fails as it likes: importing onnxruntime, by an ImportError.
+        code = 128 + received[0] if received else _failed(e, command, as_json, debug)
+    if received and code:  # SIGTERM, or what typer makes of an interrupt
+        code = 128 + received[0]
     try:
         sys.stdout.flush()
     except OSError:  # said before, or the reader has gone and nothing is wrong
@@ -69,8 +71,22 @@ def _silence_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+def _take_signals() -> list[int]:
+    """Makes SIGINT and SIGTERM exceptions, so that `with` blocks clean up on the way out.
+
+    Returns:
+        The signals received, filled as they come.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and `&` ask for
+            signal.signal(number, interrupt)
+    return received
 
 
 def _invoke(app: Any, command: str, arguments: list[str]) -> int:
@@ -97,26 +113,16 @@ def _invoke(app: Any, command: str, arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _guarded(action: Callable[[], int], command: str, as_json: bool, debug: bool) -> int:
-    try:
-        return action()
-    except TadiffError as e:
-        report(e, command, as_json)
-        if debug:
-            traceback.print_exc()
-        return e.exit_code
-    except MemoryError:
-        report(ResourceError("TD7001", "out of memory", fix="use fewer slices"), command, as_json)
-        return ResourceError.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except _Terminated:
-        return 143
-    except Exception as e:
-        if debug:
-            traceback.print_exc()
-        report(_internal(e), command, as_json)
-        return EXIT_INTERNAL
+def _failed(error: Exception, command: str, as_json: bool, debug: bool) -> int:
+    """Says what went wrong; returns the exit code for it."""
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, MemoryError):
+        error = ResourceError("TD7001", "out of memory", fix="use fewer slices")
+    elif not isinstance(error, TadiffError):
+        error = _internal(error)
+    report(error, command, as_json)
+    return error.exit_code
 
 
 def _internal(error: Exception) -> TadiffError:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -539,9 +540,8 @@ def test_no_name_of_the_patient_is_in_any_output(data, predict, tmp_path):
 
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
-    """`run_app` takes SIGTERM over; the test run gets it back."""
-    import signal
-
-    before = signal.getsignal(signal.SIGTERM)
+    """`run_app` takes signals over; the test run gets them back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
