@@ -13,7 +13,7 @@ export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000
 [ -d "$WORK/test" ] || $BIN/tadiff-train phantom "$WORK/test" --patients 24 --size 96 --seed 202 --jobs 2 --counterfactuals
 [ -f "$WORK/run/model.json" ] || $BIN/tadiff-train fit --data "$WORK/train" -o "$WORK/run" \
     --cache "$WORK/cache" --steps 8000 --batch-size 4 --learning-rate 5e-4 --loss calibrated \
-    --target-slots future --channel-mult 1,1,2,3 --threads 1 --name demo \
+    --target-slots future --channel-mult 1,1,2,3 --threads 1 --start-lam -2 --name demo \
     --trained-on "120 simulated gliomas in deformed MNI152 anatomy (tadiff-train phantom --patients 120 --size 96 --seed 101); no real patient"
 $BIN/tadiff-export "$WORK/run" -o tadiff_rt/data/demo.tadiff --overwrite
 $BIN/python -m benchmarks.demo_case "$WORK/test" tadiff_rt/data/demo_case

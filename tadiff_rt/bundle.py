@@ -17,10 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
 from tadiff_rt.card import ModelCard
-from tadiff_rt.errors import EngineError
+from tadiff_rt.errors import EngineError, UsageError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -54,11 +61,17 @@ class Parity(BaseModel):
 
     reference: str
     """What was compared with, in words."""
-    max_relative_error: dict[str, float]
+    max_relative_error: dict[str, FiniteFloat]
     """max |artefact - reference| / max |reference| of each output, over all probes."""
-    allowed: dict[str, float]
+    allowed: dict[str, FiniteFloat]
     """What was accepted: a multiple of PyTorch's own fp32 error on the same probes."""
     probes: int
+
+    @model_validator(mode="after")
+    def _each_error_has_its_limit(self) -> "Parity":
+        if self.max_relative_error.keys() != self.allowed.keys():
+            raise ValueError("max_relative_error and allowed name different outputs")
+        return self
 
 
 class Manifest(BaseModel):
@@ -119,20 +132,18 @@ def open_bundle(path: str | Path) -> Bundle:
     """Reads the manifest of a bundle; no weights.
 
     Raises:
+        UsageError: TD3053, `path` is an address.
         EngineError: there is no bundle of this format at `path`.
     """
     folder = Path(path)
     if "://" in str(path):
-        raise EngineError(
-            "TD5012", f"{path} is not a local folder; bundles are never fetched", where=str(path)
+        raise UsageError(
+            "TD3053",
+            "an engine is a local folder; bundles are never fetched",
+            where=str(path),
+            fix="download the bundle, and give the folder NAME.tadiff",
         )
-    if not folder.is_dir():
-        raise EngineError(
-            "TD5002",
-            "no engine bundle here: " + ("not a folder" if folder.exists() else "does not exist"),
-            where=str(folder),
-            fix="make one with `tadiff-export CKPT -o NAME.tadiff`",
-        )
+    _check_folder(folder)
     data = _read_regular(folder / MANIFEST, None)
     try:
         raw = json.loads(data)
@@ -161,6 +172,25 @@ def open_bundle(path: str | Path) -> Bundle:
             fix=FIX_DAMAGED,
         ) from None
     return Bundle(folder, manifest, hashlib.sha256(data).hexdigest())
+
+
+def _check_folder(folder: Path) -> None:
+    # os.stat, not Path.is_dir: that passes some errors of the system on and swallows others.
+    try:
+        wrong = "" if stat.S_ISDIR(os.stat(folder).st_mode) else "not a folder"
+    except FileNotFoundError:
+        wrong = "does not exist"
+    except OSError as e:
+        wrong = f"cannot be looked at: {e.strerror}"
+    except ValueError as e:  # a null byte
+        wrong = f"not a usable name: {e}"
+    if wrong:
+        raise EngineError(
+            "TD5002",
+            f"no engine bundle here: {wrong}",
+            where=str(folder),
+            fix="make one with `tadiff-export CKPT -o NAME.tadiff`",
+        )
 
 
 def _read_regular(path: Path, size: int | None) -> bytes:
@@ -201,6 +231,12 @@ def describe_bundle(bundle: Bundle) -> str:
         f"{data.num_sources} sources",
         f"treatments: {', '.join(card.treatments)}; trained to day {card.max_day}",
         f"schedule: {card.schedule.kind}, {card.schedule.num_train_timesteps} one-based timesteps",
+        "start: "
+        + (
+            "pure noise"
+            if card.start_lam is None
+            else f"the last scan, noised to a half log-SNR of {card.start_lam:g}"
+        ),
         "",
     ]
     lines += [

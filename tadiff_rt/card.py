@@ -6,7 +6,7 @@ runtime. Nothing in it can be overridden on a command line.
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tadiff_rt.case import TREATMENTS
 from tadiff_rt.preprocess import DataContract
@@ -41,6 +41,10 @@ class ModelCard(BaseModel):
     x0_range: tuple[float, float] | None = (0.0, 1.0)
     """Range of the normalised images in training, to which estimates of x0 are clipped; None for
     no clipping, as published."""
+    start_lam: float | None = None
+    """Half log-SNR at which forecasts start from the noised last source; None: from pure noise at
+    T, as published. For networks that are poor at high noise, at the price of a small bias towards
+    the last source."""
     treatments: dict[str, int] = dict(TREATMENTS)
     """Treatments seen in training, and the code of each."""
     max_day: int = 1100
@@ -49,3 +53,11 @@ class ModelCard(BaseModel):
     """Longest time from the last source to the target in training."""
     intended_use: str = "Research only. Not for diagnosis or treatment of patients."
     weights_licence: str = "unstated"
+
+    @model_validator(mode="after")
+    def _start_is_a_level(self) -> "ModelCard":
+        schedule = self.schedule.build()
+        low, high = schedule.lam(float(schedule.num_train_timesteps)), schedule.lam(1.0)
+        if self.start_lam is not None and not low <= self.start_lam < high:
+            raise ValueError(f"start_lam must be in {low:.4g} to {high:.4g}, got {self.start_lam}")
+        return self

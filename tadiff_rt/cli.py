@@ -47,7 +47,7 @@ def predict(
     threads: Threads = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a result.")] = False,
     extrapolate: Annotated[
-        bool, typer.Option("--extrapolate", help="Allow days beyond the trained range.")
+        bool, typer.Option("--extrapolate", help="Allow days and horizons beyond training.")
     ] = False,
     allow_same: Annotated[
         bool, typer.Option("--allow-same", help="One file may stand for several modalities.")
@@ -74,7 +74,17 @@ def predict(
     """
     from tadiff_rt.case import ReadOptions
     from tadiff_rt.commands import predict_to_folder
+    from tadiff_rt.request import PredictRequest
 
+    request = PredictRequest(
+        day=day,
+        treatment=treatment,
+        samples=samples,
+        steps=steps,
+        seed=seed,
+        slices=slices,
+        extrapolate=extrapolate,
+    )
     options = ReadOptions(
         allow_same=allow_same,
         nonfinite=nonfinite,
@@ -89,18 +99,12 @@ def predict(
             engine,
             case,
             out,
+            request,
             options=options,
             overwrite=overwrite,
             backend=backend,
             threads=threads,
             progress=progress,
-            day=day,
-            treatment=treatment,
-            samples=samples,
-            steps=steps,
-            seed=seed,
-            slices=slices,
-            extrapolate=extrapolate,
         )
     if not quiet:
         for note in forecast.report["notes"]:

@@ -1,22 +1,27 @@
 """What `tadiff-rt predict` and `demo` do, callable from Python: read, forecast, write whole."""
 
+import dataclasses
 import time
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from tadiff_rt.case import ReadOptions
+from tadiff_rt.assembly import Forecast
+from tadiff_rt.case import MODALITIES, Case, ReadOptions
 from tadiff_rt.errors import EngineError
-from tadiff_rt.forecast import Forecast, Forecaster
-from tadiff_rt.overview import difference_png, overview_png
+from tadiff_rt.forecast import Forecaster
+from tadiff_rt.overview import check_drawing, difference_png, overview_png
 from tadiff_rt.readers import read_case
-from tadiff_rt.request import NUM_SOURCES
+from tadiff_rt.request import NUM_SOURCES, PredictRequest, parse_samples
 from tadiff_rt.runner import Progress
 from tadiff_rt.write import ResultFolder, write_bytes, write_nifti
 
 MANIFEST = "forecast.json"
 IMAGES = ("T1w", "ce-gadolinium_T1w", "FLAIR")
 """File name endings of T1, T1c and FLAIR, as in BIDS."""
+
+PICTURE_BYTES = 1 << 20
+"""More than an overview or a difference takes as PNG."""
 
 DEMO_DAYS = "+120"
 DEMO_TREATMENTS = ("TMZ", "none")
@@ -42,31 +47,37 @@ def write_forecast(forecast: Forecast, folder: Path) -> list[str]:
     return [*written, "overview.png"]
 
 
+def expected_bytes(case: Case, samples: int) -> int:
+    """Bytes that `write_forecast` takes at most: those of the volumes before compression."""
+    voxels = case.sessions[-1].images[MODALITIES[0]].data.size
+    float_volumes = len(IMAGES) * (2 if samples > 1 else 1) + 1
+    return voxels * (4 * float_volumes + 1) + PICTURE_BYTES
+
+
 def predict_to_folder(
     engine: str | Path,
     case_path: Path,
     out: Path,
+    request: PredictRequest,
     *,
     options: ReadOptions,
     overwrite: bool = False,
     backend: str = "auto",
     threads: int | None = None,
     progress: Progress | None = None,
-    **request: Any,
 ) -> Forecast:
-    """Reads a case, forecasts it and writes a result folder, complete or not at all.
-
-    Args:
-        request: arguments of `Forecaster.predict`.
-    """
+    """Reads a case, forecasts it and writes a result folder, complete or not at all."""
     start = time.perf_counter()
+    request.check()
+    check_drawing()
     inputs = [case_path, engine]
     with ResultFolder(out, overwrite=overwrite, inputs=inputs, manifest=MANIFEST) as result:
         forecaster = Forecaster.load(engine, backend, threads)
         reading = time.perf_counter()
         case = read_case(case_path, options, last=NUM_SOURCES)
         read_seconds = time.perf_counter() - reading
-        forecast = forecaster.predict(case, progress=progress, **request)
+        result.require_space(expected_bytes(case, parse_samples(request.samples)))
+        forecast = forecaster.predict(case, progress=progress, **dataclasses.asdict(request))
         writing = time.perf_counter()
         write_forecast(forecast, result.path)
         seconds = forecast.report["seconds"]
@@ -84,6 +95,15 @@ def run_demo(
     progress: Progress | None = None,
 ) -> dict[str, Forecast]:
     """Forecasts the bundled simulated case under two treatments with the same noise."""
+    requests = {
+        treatment: PredictRequest(
+            day=DEMO_DAYS, treatment=treatment, samples=samples, slices="tumour"
+        )
+        for treatment in DEMO_TREATMENTS
+    }
+    for request in requests.values():
+        request.check()
+    check_drawing()
     with as_file(files("tadiff_rt") / "data") as data:
         bundle, case_path = data / DEMO_BUNDLE, data / DEMO_CASE
         if not bundle.is_dir() or not case_path.is_dir():
@@ -96,15 +116,14 @@ def run_demo(
         with ResultFolder(out, overwrite=overwrite, manifest=MANIFEST) as result:
             forecaster = Forecaster.load(bundle, threads=threads)
             case = read_case(case_path, last=NUM_SOURCES)
+            each = expected_bytes(case, parse_samples(samples))
+            result.require_space(len(requests) * each + PICTURE_BYTES)
             forecasts: dict[str, Forecast] = {}
-            for number, treatment in enumerate(DEMO_TREATMENTS):
+            for number, (treatment, request) in enumerate(requests.items()):
                 forecasts[treatment] = forecaster.predict(
                     case,
-                    day=DEMO_DAYS,
-                    treatment=treatment,
-                    samples=samples,
-                    slices="tumour",
-                    progress=_shared(progress, number, len(DEMO_TREATMENTS)),
+                    **dataclasses.asdict(request),
+                    progress=_shared(progress, number, len(requests)),
                 )
                 write_forecast(forecasts[treatment], result.subfolder(treatment))
             write_bytes(result.path / "difference.png", difference_png(forecasts))

@@ -1,14 +1,19 @@
 """Pictures of a forecast: last scan, forecast and uncertainty side by side, as PNG."""
 
 import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tadiff_rt.assembly import Forecast
 from tadiff_rt.case import MODALITIES
-from tadiff_rt.forecast import Forecast
+from tadiff_rt.errors import EngineError, UsageError
+from tadiff_rt.readers.tables import quoted
 from tadiff_rt.runner import Float32Array
 
 TITLES = ("T1", "T1c", "FLAIR")
@@ -31,6 +36,52 @@ class ShownSlice:
     probability: Float32Array
 
 
+@contextmanager
+def _own_style() -> Iterator[None]:
+    """Matplotlib's defaults, whatever the user's matplotlibrc says: equal forecasts, equal bytes.
+
+    A matplotlibrc with `image.origin: lower` would turn the head upside down.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+def check_drawing() -> None:
+    """Draws a thumbnail, so that a forecast of minutes is not lost when its picture fails.
+
+    Imports alone say less: matplotlib loads some of what it needs at its first use.
+
+    Raises:
+        EngineError: TD5008, a package is missing.
+        UsageError: TD3054, MPLBACKEND names no backend. Pictures are files and need none, but
+            matplotlib cannot be imported then.
+    """
+    try:
+        _thumbnail()
+    except ImportError as e:
+        package = (e.name or "matplotlib").partition(".")[0]
+        what = f"pictures need the package {package}, which cannot be imported"
+        raise EngineError("TD5008", what, fix="pip install 'tadiff[cpu]'") from None
+    except ValueError:
+        backend = os.environ.get("MPLBACKEND")
+        if not backend:
+            raise
+        what = f"matplotlib knows no backend {quoted(backend)}"
+        fix = "unset the environment variable MPLBACKEND, or set it to Agg"
+        raise UsageError("TD3054", what, where="MPLBACKEND", fix=fix) from None
+
+
+@_own_style()
+def _thumbnail() -> bytes:
+    figure, axes = _canvas(1, 1)
+    _image(axes[0][0], np.eye(2, dtype=np.float32), "title")
+    _contours(axes[0][0], np.eye(2, dtype=np.float32), MASK_COLOUR)
+    return _png(figure)
+
+
 def largest_slice(forecast: Forecast) -> int:
     """The forecast slice with the largest expected tumour; the middle one if there is none."""
     areas = forecast.ensemble.probability.sum(axis=(1, 2))
@@ -51,6 +102,7 @@ def show_slice(forecast: Forecast, at: int) -> ShownSlice:
     )
 
 
+@_own_style()
 def overview_png(forecast: Forecast) -> bytes:
     """Rows T1, T1c, FLAIR; columns last scan, forecast, standard deviation, tumour probability.
 
@@ -75,6 +127,7 @@ def overview_png(forecast: Forecast) -> bytes:
     return _png(figure)
 
 
+@_own_style()
 def difference_png(forecasts: dict[str, Forecast]) -> bytes:
     """Two forecasts of one case that differ in treatment, and the difference of their tumours.
 

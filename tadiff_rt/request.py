@@ -4,26 +4,25 @@ Everything is checked against the case and the trained range before a network is
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from tadiff_rt.case import MODALITIES, TREATMENTS, Case, Session
 from tadiff_rt.errors import TableError, TadiffError, UsageError, raise_findings
 from tadiff_rt.readers.tables import check_treatment, date_like, quoted
+from tadiff_rt.slices import parse_slices
 
 NUM_SOURCES = 3
 """Sessions the network is conditioned on."""
 
 MAX_SAMPLES = 10_000
+MAX_STEPS = 100_000
+"""Timesteps that any schedule may have; a bundle's own schedule has its own limit."""
+
 MAX_SEED = 2**64 - 1
 
 _DAY = re.compile(r"(\+?)([0-9]{1,5})", re.ASCII)
 _WHOLE = re.compile(r"[0-9]{1,20}", re.ASCII)
-_SLICES = re.compile(r"([0-9]{1,6})(?:(:)([0-9]{1,6}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,42 @@ class Request:
     """Days since the first session."""
     treatment: str
     """A key of TREATMENTS: the one given between the last session and the target day."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictRequest:
+    """A request as it is typed, before a case or a network is known; see `Forecaster.predict`."""
+
+    day: int | str
+    treatment: str
+    samples: int | str = 5
+    steps: int | str = 20
+    seed: int | str = 0
+    slices: str = "brain"
+    extrapolate: bool = False
+
+    def check(self) -> None:
+        """What can be said of the request alone.
+
+        Raises:
+            UsageError, TableError: carrying every problem: TD3011 day, TD3015 samples, TD3016
+                steps, TD3017 seed, TD3018 slices, TD3314 treatment.
+        """
+        findings: list[TadiffError] = []
+        parts: tuple[Callable[[], object], ...] = (
+            lambda: parse_day(self.day, 0),
+            lambda: parse_samples(self.samples),
+            lambda: parse_steps(self.steps),
+            lambda: parse_seed(self.seed),
+            lambda: parse_slices(self.slices),
+        )
+        for parse in parts:
+            try:
+                parse()
+            except UsageError as error:
+                findings.append(error)
+        unknown = check_treatment(self.treatment, "--treatment")
+        raise_findings([*findings, *([unknown] if unknown else [])])
 
 
 def parse_day(text: str | int, last_day: int) -> int:
@@ -59,24 +94,28 @@ def check_request(
     case: Case,
     *,
     max_day: int,
+    max_horizon_days: int | None = None,
     treatments: Collection[str] = tuple(TREATMENTS),
     extrapolate: bool = False,
 ) -> tuple[str, ...]:
-    """Whether `case` and a network trained up to `max_day` can answer `request`.
+    """Whether `case` and a network of so wide a training can answer `request`.
 
     Args:
         request: target day and treatment.
         case: the sessions known.
         max_day: latest day of a session in training, of sources and target alike.
+        max_horizon_days: longest time from the last session to the target in training; None for
+            no limit.
         treatments: names the network was trained on.
-        extrapolate: a day beyond `max_day` is noted instead of refused.
+        extrapolate: what lies beyond the trained range is noted instead of refused.
 
     Returns:
         A note for each relaxation that was used.
 
     Raises:
         TableError: carrying every problem: TD3312 the target day is not after the last session,
-            TD3313 a day is outside the trained range, TD3314 a treatment is unknown.
+            TD3313 a day or the horizon is outside the trained range, TD3314 a treatment is
+            unknown.
     """
     findings: list[TadiffError] = []
     notes: list[str] = []
@@ -85,11 +124,7 @@ def check_request(
         what = f"target day {request.day} is not after the last session, on day {sources[-1].day}"
         fix = "ask for a later day, e.g. --day +90, or leave the later sessions out of the table"
         findings.append(TableError("TD3312", what, where="--day", fix=fix))
-    days = {"target": request.day, **{f"session {s.name}": s.day for s in sources}}
-    for name, day in days.items():
-        if day <= max_day:
-            continue
-        what = f"{name}: day {day} is beyond the trained range, 0 to {max_day}"
+    for what in _beyond_training(request, sources, max_day, max_horizon_days):
         if extrapolate:
             notes.append(f"{what}; extrapolated on request")
         else:
@@ -98,6 +133,21 @@ def check_request(
     findings += _unknown_treatments(request, sources, treatments)
     raise_findings(findings)
     return tuple(notes)
+
+
+def _beyond_training(
+    request: Request, sources: tuple[Session, ...], max_day: int, max_horizon_days: int | None
+) -> Iterator[str]:
+    days = {"target": request.day, **{f"session {s.name}": s.day for s in sources}}
+    for name, day in days.items():
+        if day > max_day:
+            yield f"{name}: day {day} is beyond the trained range, 0 to {max_day}"
+    horizon_days = request.day - sources[-1].day
+    if max_horizon_days is not None and horizon_days > max_horizon_days:
+        yield (
+            f"target: day {request.day} is {horizon_days} days after the last session, beyond "
+            f"the trained horizon of {max_horizon_days} days"
+        )
 
 
 def _unknown_treatments(
@@ -155,76 +205,12 @@ def select_sources(
     return (first, second, third), note
 
 
-_NAMED: tuple[Literal["all", "brain", "tumour"], ...] = ("all", "brain", "tumour")
-
-
-@dataclass(frozen=True)
-class SliceChoice:
-    """Which slices of a volume to forecast; resolved when the volume is known."""
-
-    kind: Literal["all", "brain", "tumour", "range"]
-    start: int = 0
-    stop: int = 0
-    """For "range": the slices start, ..., stop - 1."""
-
-    def resolve(
-        self,
-        num_slices: int,
-        has_brain: NDArray[np.bool_],
-        has_tumour: NDArray[np.bool_] | None,
-    ) -> NDArray[np.intp]:
-        """The chosen slice indices, increasing.
-
-        Args:
-            num_slices: slices of the volume.
-            has_brain: for each slice, whether it holds brain.
-            has_tumour: for each slice, whether it holds tumour; None without a mask.
-
-        Raises:
-            UsageError: TD3019 outside the volume, TD3020 no slice is chosen.
-        """
-        if self.kind == "range":
-            if self.stop > num_slices:
-                what = f"slice {self.stop - 1} is outside the volume, 0 to {num_slices - 1}"
-                raise UsageError("TD3019", what, where="--slices")
-            return np.arange(self.start, self.stop)
-        if self.kind == "all":
-            return np.arange(num_slices)
-        chosen = has_brain if self.kind == "brain" else has_tumour
-        if chosen is None:
-            what = "slices with tumour are asked for and no session has a mask"
-            raise UsageError("TD3020", what, where="--slices", fix="pass --slices brain")
-        if not chosen.any():
-            fix = "pass --slices all" if self.kind == "brain" else "pass --slices brain"
-            raise UsageError("TD3020", f"no slice holds {self.kind}", where="--slices", fix=fix)
-        return np.flatnonzero(chosen)
-
-
-def parse_slices(text: str | int) -> SliceChoice:
-    """What "all", "brain", "tumour", "k" (one slice) or "a:b" (a to b - 1) chooses.
-
-    Raises:
-        UsageError: TD3018, the text is none of them.
-    """
-    for kind in _NAMED:
-        if text == kind:
-            return SliceChoice(kind)
-    match = _SLICES.fullmatch(str(text))
-    if match:
-        start = int(match[1])
-        stop = int(match[3]) if match[2] else start + 1
-        if stop > start:
-            return SliceChoice("range", start, stop)
-    what = f"slices {quoted(str(text))} is none of all, brain, tumour, k, a:b with a < b"
-    raise UsageError("TD3018", what, where="--slices")
-
-
 def parse_samples(value: str | int) -> int:
     """The number of samples; UsageError TD3015 outside 1 to MAX_SAMPLES."""
     return _whole(value, 1, MAX_SAMPLES, "--samples", "TD3015")
 
 
-def parse_steps(value: str | int, num_train_timesteps: int) -> int:
+def parse_steps(value: str | int, num_train_timesteps: int = MAX_STEPS) -> int:
     """The number of solver steps; UsageError TD3016 outside 1 to `num_train_timesteps`."""
     return _whole(value, 1, num_train_timesteps, "--steps", "TD3016")
 

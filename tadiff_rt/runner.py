@@ -10,7 +10,7 @@ from tadiff_rt.backends import Backend
 from tadiff_rt.ensemble import SliceStatistics
 from tadiff_rt.errors import NumericsError
 from tadiff_rt.noise import initial_noise, step_noise
-from tadiff_rt.solvers import SolverPlan, solve
+from tadiff_rt.solvers import SolverPlan, noised, solve
 
 TARGET_SLOT = 3
 """Slot of the forecast among the four sessions; sources fill 0 ... 2."""
@@ -64,6 +64,7 @@ def run_ensemble(
     samples: int,
     seed: int,
     x0_range: tuple[float, float] | None = None,
+    informed: bool = False,
     progress: Progress | None = None,
 ) -> EnsembleResult:
     """Draws `samples` forecasts of every slice.
@@ -81,6 +82,7 @@ def run_ensemble(
             holds no tumour.
         slices: indices into `sources`, increasing.
         x0_range: of the training data; see `solve`.
+        informed: start from the noised last source instead of pure noise; see `noised`.
 
     Raises:
         NumericsError: a sample is not finite (TD6002); names slice and sample.
@@ -93,12 +95,16 @@ def run_ensemble(
     num_batches = -(-len(rows) // backend.batch)
     for number in range(num_batches):
         batch = rows[number * backend.batch : (number + 1) * backend.batch]
+        of_batch = sources[[at for at, _ in batch]]
+        start = initial_noise(seed, batch, shape)
+        if informed:
+            start = noised(of_batch[:, -3:], start, plan)
         x0, logits = _run_batch(
             backend,
             plan,
             shifts,
-            sources[[at for at, _ in batch]],
-            initial_noise(seed, batch, shape),
+            of_batch,
+            start,
             step_noise(seed, batch, shape) if plan.coef_noise.any() else None,
             lambda i, done=number * plan.num_steps: (  # type: ignore[misc]
                 progress(done + i + 1, num_batches * plan.num_steps) if progress else None

@@ -128,8 +128,10 @@ class NoiseSchedule:
         result = np.interp(minus_log_a, -np.log(self.alphas_cumprod), steps)
         return float(result) if result.ndim == 0 else result
 
-    def levels(self, num_steps: int, grid: str = "logsnr") -> Levels:
-        """The levels of a run of `num_steps` network evaluations, from T down.
+    def levels(
+        self, num_steps: int, grid: str = "logsnr", start_lam: float | None = None
+    ) -> Levels:
+        """The levels of a run of `num_steps` network evaluations, from T or `start_lam` down.
 
         Grids:
             logsnr: even in λ from T to 1. With clean data as the final step this keeps the
@@ -138,8 +140,15 @@ class NoiseSchedule:
                 for comparison only, it under-reports narrow spreads.
             all: every trained timestep T … 1, as published; `num_steps` must be T.
 
+        Args:
+            num_steps: network evaluations.
+            grid: see above.
+            start_lam: λ of the first level, for a run that starts from a noised guess instead of
+                pure noise; None for that of T. On the log-SNR grid only.
+
         Raises:
-            UsageError: `num_steps` is not in 1 … T (TD3010), or `grid` is unknown (TD3041).
+            UsageError: `num_steps` is not in 1 … T (TD3010), `grid` is unknown (TD3041), or
+                `start_lam` is not a level of this schedule and grid (TD3047).
         """
         T = self.num_train_timesteps
         if grid not in GRIDS:
@@ -152,20 +161,29 @@ class NoiseSchedule:
                 f"got {num_steps!r}",
                 fix=f"the network was trained on {T} timesteps; 20 steps are the default",
             )
-        t = self._times(int(num_steps), grid)
+        low, high = self.lam(float(T)), self.lam(1.0)
+        if start_lam is not None and not (grid == "logsnr" and low <= start_lam < high):
+            raise UsageError(
+                "TD3047",
+                f"start_lam must be in {low:.4g} to {high:.4g} on the grid 'logsnr', got "
+                f"{start_lam} on {grid!r}",
+            )
+        t = self._times(int(num_steps), grid, start_lam)
         a = self.alpha_bar(t)
         return Levels(
             tuple(t.tolist()), tuple(np.sqrt(a).tolist()), tuple(np.sqrt(1 - a).tolist())
         )
 
-    def _times(self, num_steps: int, grid: str) -> NDArray[np.float64]:
+    def _times(self, num_steps: int, grid: str, start_lam: float | None) -> NDArray[np.float64]:
         T = self.num_train_timesteps
         if grid == "all":
             return np.arange(T, 0, -1, dtype=np.float64)
         if grid == "trailing":
             return np.round(np.linspace(T, 0, num_steps + 1))[:-1]
-        t = self.t_of_lam(np.linspace(self.lam(float(T)), self.lam(1.0), num_steps))
-        t[0] = T  # the inverse is exact to rounding only
+        first = self.lam(float(T)) if start_lam is None else start_lam
+        t = self.t_of_lam(np.linspace(first, self.lam(1.0), num_steps))
+        if start_lam is None:
+            t[0] = T  # the inverse is exact to rounding only
         if num_steps > 1:
             t[-1] = 1
         return t

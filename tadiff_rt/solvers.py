@@ -90,7 +90,11 @@ COLUMNS = tuple(f.name for f in fields(SolverPlan) if f.name not in ("solver", "
 
 
 def make_plan(
-    schedule: NoiseSchedule, solver: str = "dpmpp_2m", num_steps: int = 20, grid: str = "logsnr"
+    schedule: NoiseSchedule,
+    solver: str = "dpmpp_2m",
+    num_steps: int = 20,
+    grid: str = "logsnr",
+    start_lam: float | None = None,
 ) -> SolverPlan:
     """The table of `solver` for `num_steps` evaluations on the trained schedule.
 
@@ -100,14 +104,15 @@ def make_plan(
             when `grid` is "all").
         num_steps: 1 … T.
         grid: see `NoiseSchedule.levels`.
+        start_lam: half log-SNR at which the run starts, from `noised` instead of pure noise.
 
     Raises:
-        UsageError: an argument is out of range (TD3010), or no such grid (TD3041) or solver
-            (TD3042).
+        UsageError: an argument is out of range (TD3010, TD3047), or no such grid (TD3041) or
+            solver (TD3042).
     """
     if solver not in SOLVERS:
         raise UsageError("TD3042", f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    levels = schedule.levels(num_steps, grid)
+    levels = schedule.levels(num_steps, grid, start_lam)
     rows = {"dpmpp_2m": _dpmpp_2m, "ddim": _ddim, "ddpm": _ddpm}[solver](levels)
     coef_x, coef_x0, coef_x0_prev, coef_noise = np.array(rows).T
     return SolverPlan(
@@ -195,6 +200,16 @@ def mask_weights(schedule: NoiseSchedule, levels: Levels) -> NDArray[np.float64]
     nodes = schedule.lam(np.array(levels.t))  # rises along the run
     hats = [np.interp(window, nodes, one_hot) for one_hot in np.eye(len(nodes))]
     return np.array([float(hat @ published) for hat in hats])
+
+
+def noised(guess: Array, noise: Array, plan: SolverPlan) -> Array:
+    """A guess at the image with the noise of the plan's first level: an informed start.
+
+    Guo et al. 2022 (PD-DDPM) start from a noised first guess instead of pure noise. The true
+    start is alpha x0 + sigma z: that of the guess g differs by alpha (g - x0), small beside sigma
+    where the plan starts noisy, and the flow contracts it further where the network is sure.
+    """
+    return float(plan.alpha[0]) * guess + float(plan.sigma[0]) * noise
 
 
 def solve(

@@ -170,14 +170,13 @@ class ResultFolder:
             write_nifti(result.path / "mean.nii.gz", ...)
             result.complete({"files": result.files(), ...})
 
-    Leaving the block by an exception, or without `complete`, removes everything written. Target
-    and disk are checked when the block is entered, before anything is computed.
+    Leaving the block by an exception, or without `complete`, removes everything written. The
+    target is checked when the block is entered, before anything is computed.
 
     Args:
         out: where the result goes; its parent folder must exist.
         overwrite: an earlier result there is replaced, as soon as the new one is complete.
         inputs: folders and files that the result must not lie in or hold.
-        expected_bytes: refused unless so much, and a fifth more, is free.
         manifest: name of the manifest, which is JSON.
     """
 
@@ -187,12 +186,10 @@ class ResultFolder:
         *,
         overwrite: bool = False,
         inputs: Sequence[str | os.PathLike[str]] = (),
-        expected_bytes: int = 0,
         manifest: str = MANIFEST,
     ) -> None:
         self.target = _checked_target(Path(out), [Path(path) for path in inputs])
         self.overwrite = overwrite
-        self.expected_bytes = expected_bytes
         self.manifest = manifest
         self.path = temporary_path(self.target, "tmp")
         """Where the files are written meanwhile."""
@@ -202,10 +199,12 @@ class ResultFolder:
         try:
             clean_leftovers(self.target.parent)
             self._check_replaceable()
-            self._check_space()
             os.mkdir(self.path)
         except OSError as error:
             raise output_error(error, self.target) from error
+        except BaseException:  # a signal during mkdir is raised after it, and before the block
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
         return self
 
     def __exit__(
@@ -218,6 +217,22 @@ class ResultFolder:
             shutil.rmtree(self.path, ignore_errors=True)
             if kind is None:
                 raise RuntimeError("the result was not completed")
+
+    def require_space(self, expected_bytes: int) -> None:
+        """Refuses a result that does not fit, before it is computed.
+
+        Raises:
+            ResourceError: TD7002, so much and a fifth more is not free.
+        """
+        needed = expected_bytes * 6 // 5
+        try:
+            free = shutil.disk_usage(self.path).free
+        except OSError as error:
+            raise output_error(error, self.target) from error
+        if free < needed:
+            what = f"the result needs about {needed} bytes, {free} are free"
+            fix = "free some space, or write elsewhere"
+            raise ResourceError("TD7002", what, where=str(self.target), fix=fix)
 
     def subfolder(self, name: str) -> Path:
         """A folder inside the result, made with its parents if it is not there."""
@@ -272,14 +287,6 @@ class ResultFolder:
         finally:
             if aside.exists():
                 discard(aside, self.target)
-
-    def _check_space(self) -> None:
-        free = shutil.disk_usage(self.target.parent).free
-        needed = self.expected_bytes * 6 // 5
-        if free < needed:
-            what = f"the result needs about {needed} bytes, {free} are free"
-            fix = "free some space, or write elsewhere"
-            raise ResourceError("TD7002", what, where=str(self.target), fix=fix)
 
     def _check_replaceable(self) -> None:
         target = self.target

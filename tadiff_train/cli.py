@@ -84,6 +84,13 @@ def fit(
     trained_on: Annotated[
         str, typer.Option(help="The training data in words; shown with every forecast.")
     ] = "unstated",
+    start_lam: Annotated[
+        float | None,
+        typer.Option(
+            help="Half log-SNR from which forecasts start, from the noised last scan; "
+            "default: pure noise."
+        ),
+    ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for prepared images; default OUT/cache.")
     ] = None,
@@ -117,7 +124,7 @@ def fit(
     contract = DataContract(size=size, spacing_mm=spacing_mm)
     if size % network.stride:
         raise UsageError("TD3052", f"--size {size} is not a multiple of {network.stride}")
-    card = model_card(name=name, trained_on=trained_on, data=contract)
+    card = model_card(name=name, trained_on=trained_on, data=contract, start_lam=start_lam)
     require_new_run(out)
     with progress_bar("reading", quiet) as progress:
         cases = cache_cases(data, contract, cache or out / "cache", progress)
@@ -216,7 +223,8 @@ def model_card(**fields: object) -> "ModelCard":
         return ModelCard.model_validate(fields)
     except ValidationError as e:
         first = e.errors()[0]
-        raise UsageError("TD3038", f"--{first['loc'][0]}: {first['msg']}") from None
+        option = str(first["loc"][0]).replace("_", "-") if first["loc"] else "start-lam"
+        raise UsageError("TD3038", f"--{option}: {first['msg']}") from None
 
 
 def main() -> None:

@@ -26,7 +26,8 @@ from tadiff_rt.intensity import measure_range
 from tadiff_rt.preprocess import DataContract, Prepared, Window, prepare
 from tadiff_rt.readers import read_case
 from tadiff_rt.readers.nifti import read_volume
-from tadiff_rt.request import NUM_SOURCES, parse_slices, select_sources
+from tadiff_rt.request import NUM_SOURCES, select_sources
+from tadiff_rt.slices import parse_slices
 from tadiff_train.data import subjects
 from tadiff_train.metrics import (
     Mask,
@@ -152,6 +153,7 @@ def _evaluate_patient(forecaster: Forecaster, subject: Path, settings: _Settings
     card = forecaster.bundle.manifest.card
     patient = _open_patient(subject, settings, card.data)
     case, target, at = patient.case, patient.target, patient.at
+    horizon_days = target.day - case.sessions[-1].day
     true, last_mask = patient.tumour[at], patient.prepared.masks[-1, at]
     model = _predict(forecaster, patient, target.treatment, settings)
     interval = volume_interval(model.volumes_ml, VOLUME_LEVEL)
@@ -161,9 +163,9 @@ def _evaluate_patient(forecaster: Forecaster, subject: Path, settings: _Settings
         name=case.name,
         treatment=target.treatment,
         target_day=target.day,
-        horizon_days=target.day - case.sessions[-1].day,
+        horizon_days=horizon_days,
         num_sources=len(case.sessions),
-        extrapolated=target.day > card.max_day,
+        extrapolated=target.day > card.max_day or horizon_days > card.max_horizon_days,
         slices=patient.slices,
         true_ml=patient.ml(true),
         unforecast_ml=patient.ml(target.mask.data > 0)

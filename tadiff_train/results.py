@@ -70,7 +70,7 @@ class PatientResult:
     num_sources: int
     """Sessions before the target; the network sees the last three."""
     extrapolated: bool
-    """The target lies beyond the days seen in training."""
+    """The target lies beyond the days or the horizons seen in training."""
     slices: tuple[int, ...]
     """Evaluated slices of the canonical grid, the same for every method."""
     true_ml: float
@@ -229,7 +229,7 @@ def _describe(results: Sequence[PatientResult], settings: Mapping[str, object]) 
     ]
     beyond = sum(r.extrapolated for r in results)
     if beyond:
-        lines.append(f"- {beyond} targets lie beyond the days seen in training.")
+        lines.append(f"- {beyond} targets lie beyond the days or horizons seen in training.")
     if settings:
         lines.append(f"- {', '.join(f'{name} {value}' for name, value in settings.items())}.")
     return lines

@@ -87,11 +87,6 @@ def load_case(name: str, found: Found, options: ReadOptions, last: int | None) -
     """
     findings, notes = list(found.findings), list(found.notes)
     first = 0 if last is None else max(0, len(found.listings) - last)
-    if first:
-        names = ", ".join(listing.row.session for listing in found.listings[first:])
-        notes.append(
-            f"images of the last {last} of {len(found.listings)} sessions were read: {names}"
-        )
     sessions = []
     for i, listing in enumerate(found.listings):
         _check_distinct(listing, options, findings, notes)

@@ -1,7 +1,9 @@
 """A bundle refuses to be used when anything about it is not as exported."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -115,12 +117,44 @@ def test_a_file_that_is_not_onnx_is_refused(copy):
 def test_places_that_hold_no_bundle(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
-    for path in (tmp_path, tmp_path / "absent", file):
+    for path in (tmp_path, tmp_path / "absent", file, file / "below", "", "null\0byte"):
         refused(path, "TD5002")
 
 
+def test_a_name_that_is_too_long_holds_no_bundle(tmp_path):
+    assert "File name too long" in refused(tmp_path / ("x" * 300), "TD5002")
+
+
+def test_a_folder_that_may_not_be_looked_into_holds_no_bundle(tmp_path, monkeypatch):
+    """The error of the system is simulated: tests may run as root, who may look anywhere."""
+
+    def denied(path, *args, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", denied)
+    assert "Permission denied" in refused(tmp_path / "m.tadiff", "TD5002")
+
+
 def test_bundles_are_never_fetched():
-    refused("https://example.org/model.tadiff", "TD5012")
+    with pytest.raises(UsageError, match="never fetched") as e:
+        open_bundle("https://example.org/model.tadiff")
+    assert e.value.code == "TD3053"
+
+
+@pytest.mark.parametrize(
+    ("errors", "allowed"),
+    [
+        ({"eps": 1e-7, "mask": 1e-7}, {"eps": 1e-6}),
+        ({"eps": 1e-7}, {"eps": 1e-6, "mask": 1e-6}),
+        ({"eps": float("nan")}, {"eps": 1e-6}),
+        ({"eps": 1e-7}, {"eps": float("inf")}),
+    ],
+    ids=["no-limit", "no-error", "nan", "infinite"],
+)
+def test_parity_that_bounds_nothing_is_refused(copy, errors, allowed):
+    parity = json.loads((copy / MANIFEST).read_text())["parity"]
+    edit(copy, parity={**parity, "max_relative_error": errors, "allowed": allowed})
+    assert "parity" in refused(copy, "TD5002")
 
 
 def test_an_unknown_backend_is_named(bundle):

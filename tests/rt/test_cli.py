@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -147,7 +148,8 @@ def test_values_out_of_range_are_usage_errors(option, value, code, argv, tadiff_
 
 def test_a_range_is_named(argv, tadiff_rt):  # A02
     assert "from 1 to 10000, got '0'" in tadiff_rt(*argv, "--samples", "0").err
-    assert "from 1 to 1000, got '0'" in tadiff_rt(*argv, "--steps", "0").err
+    assert "from 1 to 100000, got '0'" in tadiff_rt(*argv, "--steps", "0").err
+    assert "from 1 to 1000, got '1001'" in tadiff_rt(*argv, "--steps", "1001").err
     assert "refuse, zero" in tadiff_rt(*argv, "--nonfinite", "none").err
     assert "agree, sform, qform" in tadiff_rt(*argv, "--affine", "").err
 
@@ -165,7 +167,7 @@ def test_max_voxels_is_the_option_that_its_error_names(argv, tadiff_rt):
     assert tadiff_rt(*argv, "--max-voxels=6720").code == 0
 
 
-@pytest.mark.parametrize("engine", ["no/such.tadiff", "http://host/x.tadiff", "", __file__])
+@pytest.mark.parametrize("engine", ["no/such.tadiff", "x" * 300, "", __file__])
 def test_engines_that_are_none(engine, argv, tadiff_rt, tmp_path):  # A07
     for line in ([*argv, "--engine", engine], ["info", engine]):
         ending = tadiff_rt(*line)
@@ -173,8 +175,79 @@ def test_engines_that_are_none(engine, argv, tadiff_rt, tmp_path):  # A07
     assert names(tmp_path) == ["out"]
 
 
-def test_addresses_are_never_fetched(tadiff_rt):
-    assert tadiff_rt("info", "https://host/x.tadiff").codes == ["TD5012"]
+def test_addresses_are_never_fetched(argv, tadiff_rt, tmp_path):
+    for line in ([*argv, "--engine", "http://host/x.tadiff"], ["info", "https://host/x.tadiff"]):
+        ending = tadiff_rt(*line)
+        assert (ending.code, ending.codes, ending.out) == (2, ["TD3053"], "")
+    assert names(tmp_path) == ["out"]
+
+
+def never(*args: object, **options: object) -> None:
+    raise AssertionError("this is too late to find it out")
+
+
+def test_a_request_is_checked_before_anything_is_loaded(argv, tadiff_rt, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands.Forecaster, "load", never)
+    monkeypatch.setattr(commands, "read_case", never)
+    wrong = "--day soon --samples 0 --steps 100001 --seed -1 --slices x --treatment y"
+    ending = tadiff_rt(*argv, *wrong.split())
+    codes = ["TD3011", "TD3015", "TD3016", "TD3017", "TD3018", "TD3314"]
+    assert (ending.code, ending.codes, ending.out) == (2, codes, "")
+    assert names(tmp_path) == ["out"]
+
+
+def test_what_draws_is_tried_before_anything_is_loaded(
+    argv, demo_data, tadiff_rt, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(commands.Forecaster, "load", never)
+    monkeypatch.setattr(commands, "read_case", never)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for line in (argv, ["demo", "-o", str(tmp_path / "out/demo")]):
+        ending = tadiff_rt(*line)
+        assert (ending.code, ending.codes, ending.out) == (5, ["TD5008"], "")
+        assert "tadiff[cpu]" in ending.err
+    assert names(tmp_path / "out") == []
+
+
+SMALL = 24 * 28 * 10 * (4 * 4 + 1) + 2**20
+"""Three means and a probability in float32, a mask in uint8, a picture."""
+SPREAD = 24 * 28 * 10 * (3 * 4) + SMALL
+
+
+@pytest.mark.parametrize(("samples", "result_bytes"), [("1", SMALL), ("2", SPREAD)])
+def test_a_result_that_cannot_fit_is_not_computed(
+    samples, result_bytes, argv, tadiff_rt, tmp_path, monkeypatch
+):
+    free = result_bytes * 6 // 5
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    assert tadiff_rt(*argv, "--samples", samples).code == 0
+    written = sum(path.stat().st_size for path in (tmp_path / "out/forecast").iterdir())
+    assert written < result_bytes
+    shutil.rmtree(tmp_path / "out/forecast")
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free - 1))
+    monkeypatch.setattr(commands.Forecaster, "predict", never)
+    ending = tadiff_rt(*argv, "--samples", samples)
+    assert (ending.code, ending.codes, ending.out) == (7, ["TD7002"], "")
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_demo_that_cannot_fit_is_not_computed(demo_data, tadiff_rt, tmp_path, monkeypatch):
+    """Two forecasts and their difference."""
+    free = (2 * SMALL + 2**20) * 6 // 5
+    out = ["-o", str(tmp_path / "demo"), "--samples", "1", "--threads", "1"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free - 1))
+    ending = tadiff_rt("demo", *out)
+    assert (ending.code, ending.codes) == (7, ["TD7002"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    monkeypatch.setattr(commands.Forecaster, "predict", never)
+    assert tadiff_rt("demo", *out).code == 70
+
+
+def test_which_sessions_are_used_is_said_once(argv, tadiff_rt, case_folder):
+    """Four sessions."""
+    said = [line for line in tadiff_rt(*argv).err.splitlines() if "of 4 sessions" in line]
+    assert said == ["note: the last 3 of 4 sessions are used: day 30, day 75, day 160"]
 
 
 # Results.
@@ -303,9 +376,10 @@ def test_a_demo_without_data_says_so(demo_data, tadiff_rt, tmp_path):
 
 
 def test_errors_as_json(argv, tadiff_rt, tmp_path):
-    ending = tadiff_rt(*argv, "--day", "9", "--treatment", "x", "--errors=json")
+    argv += ["--day", "1101", "--errors=json"]
+    ending = tadiff_rt(*argv)
     found = [json.loads(line) for line in ending.err.splitlines()]
-    assert [entry["code"] for entry in found] == ["TD3312", "TD3314"]
+    assert [entry["code"] for entry in found] == ["TD3313", "TD3313"]
     assert [entry["exit"] for entry in found] == [3, 3] == [ending.code] * 2
     assert all(set(e) == {"code", "message", "exit", "where", "fix"} for e in found)
     assert json.loads(tadiff_rt("--errors=json", "nonsense").err)["code"] == "TD3000"
@@ -483,6 +557,16 @@ def test_surroundings_do_not_matter(changes, argv, tmp_path):
     assert "Traceback" not in ending.err
     assert (Path(out) / "forecast.json").is_file()
     assert "overview.png" in ending.out
+
+
+def test_a_backend_that_matplotlib_does_not_know(argv, tmp_path):
+    """Found before the bundle is looked at, which is none."""
+    env = {**os.environ, "MPLBACKEND": "Qt9Agg"}
+    ending = run([*argv, "--engine", str(tmp_path)], env=env)
+    assert (ending.code, ending.codes, ending.out) == (2, ["TD3054"], "")
+    assert "'Qt9Agg'" in ending.err
+    assert "unset the environment variable MPLBACKEND" in ending.err
+    assert run(argv, env={**env, "MPLBACKEND": "Agg"}).code == 0
 
 
 def test_a_folder_that_is_gone_is_an_output_error(argv, tmp_path):  # A11

@@ -10,6 +10,7 @@ from tadiff_rt.bundle import open_bundle
 from tadiff_rt.case import Case, Session
 from tadiff_rt.errors import NumericsError, TableError, UsageError
 from tadiff_rt.forecast import Forecast, Forecaster
+from tadiff_rt.noise import normal
 from tadiff_rt.readers import read_case
 
 REQUEST = {"day": "+90", "treatment": "TMZ", "samples": 2, "steps": 3, "slices": "4:6"}
@@ -262,6 +263,49 @@ def test_orientation_of_the_files_does_not_matter(flips, order, forecaster, case
     assert turned.volume_ml == before.volume_ml
 
 
+def with_card(forecaster, **fields):
+    """The same network under another model card."""
+    manifest = forecaster.bundle.manifest
+    card = manifest.card.model_copy(update=fields)
+    bundle = dataclasses.replace(
+        forecaster.bundle, manifest=manifest.model_copy(update={"card": card})
+    )
+    return Forecaster(bundle, forecaster.backend, 0.0)
+
+
+def test_an_informed_run_starts_from_the_noised_last_scan(forecaster, case):
+    """What the network is shown at the first step, rebuilt from the sources and the noise."""
+    seen = []
+
+    class Watching(Faulty):
+        def denoise(self, sources, x, shifts):
+            seen.append((sources.copy(), x.copy()))
+            return self._inner.denoise(sources, x, shifts)
+
+    watching = Forecaster(forecaster.bundle, Watching(forecaster.backend, ""), 0.0)
+    informed = with_card(watching, start_lam=-2.0)
+    forecast = informed.predict(case, **REQUEST)
+    sources, x = seen[0]
+    alpha, sigma = (1 / np.sqrt(1 + np.exp(s * 4.0)) for s in (1, -1))  # of half log-SNR -2
+    noise = np.stack([normal(0, k, at, 0, x.shape[1:]) for at in (4, 5) for k in (0, 1)])
+    np.testing.assert_allclose(x, alpha * sources[:, 6:9] + sigma * noise, rtol=0, atol=1e-6)
+    assert forecast.report["sampling"]["start_lam"] == -2.0
+
+
+def test_a_run_from_noise_does_not_look_at_the_last_scan_first(forecaster, case, before):
+    assert before.report["sampling"]["start_lam"] is None
+    assert not same(before, with_card(forecaster, start_lam=-2.0).predict(case, **REQUEST))
+
+
+def test_estimates_stay_in_the_range_of_the_card(forecaster, case):
+    """Random weights leave [0, 1] far behind; clipped, every sample is a picture in it."""
+    free = with_card(forecaster, x0_range=None).predict(case, **REQUEST)
+    clipped = with_card(forecaster, x0_range=(0.0, 1.0)).predict(case, **REQUEST)
+    assert np.abs(free.ensemble.mean).max() > 2
+    assert clipped.ensemble.mean.min() >= 0
+    assert clipped.ensemble.mean.max() <= 1
+
+
 def test_short_history_is_padded_and_said(forecaster, case):
     one = dataclasses.replace(case, sessions=(dataclasses.replace(case.sessions[0], day=0),))
     three = dataclasses.replace(case, sessions=one.sessions * 3)
@@ -275,6 +319,17 @@ def test_tumour_slices_follow_the_masks(forecaster, case):
     predicted = forecaster.predict(case, **{**REQUEST, "slices": "tumour", "samples": 1})
     assert set(predicted.slices) <= set(range(1, 8))
     assert {3, 4, 5} <= set(predicted.slices)
+
+
+def test_a_long_horizon_is_refused_unless_it_is_asked_for(forecaster, case):
+    """The card says 400 days; the last session is on day 160, and day 561 is before day 1100."""
+    assert forecaster.bundle.manifest.card.max_horizon_days == 400
+    forecaster.predict(case, **{**REQUEST, "day": "+400"})
+    with pytest.raises(TableError, match="day 561 is 401 days after") as e:
+        forecaster.predict(case, **{**REQUEST, "day": "+401"})
+    assert (e.value.code, len(e.value.findings)) == ("TD3313", 1)
+    beyond = forecaster.predict(case, **{**REQUEST, "day": "+401"}, extrapolate=True)
+    assert any("401 days after the last session" in note for note in beyond.report["notes"])
 
 
 def test_progress_counts_every_evaluation(forecaster, case):
@@ -319,6 +374,12 @@ def test_requests_that_cannot_be_answered(change, error, code, forecaster, case)
     with pytest.raises(error) as e:
         forecaster.predict(case, **{**REQUEST, **change})
     assert code is None or e.value.code == code
+
+
+def test_malformed_parts_of_a_request_are_reported_together(forecaster, case):
+    with pytest.raises(UsageError) as e:
+        forecaster.predict(case, **{**REQUEST, "samples": 0, "steps": 0, "slices": "x"})
+    assert [f.code for f in e.value.findings] == ["TD3015", "TD3016", "TD3018"]
 
 
 def test_report_holds_the_request_and_no_names(before, case):

@@ -2,12 +2,20 @@
 
 import dataclasses
 import io
+import sys
 
 import numpy as np
 import pytest
 
+from tadiff_rt.errors import EngineError
 from tadiff_rt.forecast import Forecaster
-from tadiff_rt.overview import difference_png, largest_slice, overview_png, show_slice
+from tadiff_rt.overview import (
+    check_drawing,
+    difference_png,
+    largest_slice,
+    overview_png,
+    show_slice,
+)
 from tadiff_rt.readers import read_case
 
 REQUEST = {"day": "+90", "samples": 2, "steps": 1, "slices": "3:7"}
@@ -88,6 +96,32 @@ def test_one_sample_has_no_spread_and_says_so(bundle, case_folder, monkeypatch):
 
 def test_equal_forecasts_give_equal_bytes(forecasts):
     assert overview_png(forecasts["TMZ"]) == overview_png(forecasts["TMZ"])
+
+
+def test_the_users_style_does_not_matter(forecasts):
+    """Any of these would change the picture, the second would turn the head upside down."""
+    import matplotlib
+
+    mine = {
+        "font.size": 30,
+        "image.origin": "lower",
+        "savefig.facecolor": "white",
+        "savefig.bbox": "tight",
+        "axes.titlelocation": "left",
+    }
+    plain = overview_png(forecasts["TMZ"]), difference_png(forecasts)
+    with matplotlib.rc_context(mine):
+        styled = overview_png(forecasts["TMZ"]), difference_png(forecasts)
+        assert {name: matplotlib.rcParams[name] for name in mine} == mine
+    assert styled == plain
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "matplotlib.backends.backend_agg", "contourpy"])
+def test_a_missing_package_is_named_before_it_is_needed(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(EngineError, match=f"the package {module.split('.')[0]},") as e:
+        check_drawing()
+    assert (e.value.code, e.value.fix) == ("TD5008", "pip install 'tadiff[cpu]'")
 
 
 def test_another_forecast_gives_another_picture(forecasts):

@@ -6,12 +6,12 @@ import pytest
 from tadiff_rt.case import MODALITIES, Case, Session, Volume
 from tadiff_rt.errors import TableError, TadiffError, UsageError
 from tadiff_rt.request import (
+    PredictRequest,
     Request,
     check_request,
     parse_day,
     parse_samples,
     parse_seed,
-    parse_slices,
     parse_steps,
     select_sources,
 )
@@ -86,6 +86,23 @@ def test_source_days_outside_the_trained_range_are_refused_too():
     case = case_of([0, 900, 1100])
     request = Request(1200, "TMZ")
     assert codes(check_request, request, case, max_day=1000) == ["TD3313", "TD3313"]
+
+
+def test_the_trained_horizon_is_accepted_and_one_day_more_refused():
+    """Counted from the last session, however early that is."""
+    case = case_of([0, 84, 171])
+    limits = {"max_day": 1000, "max_horizon_days": 90}
+    assert check_request(Request(261, "TMZ"), case, **limits) == ()
+    with pytest.raises(TableError, match=r"day 262 is 91 days after .* horizon of 90 days") as e:
+        check_request(Request(262, "TMZ"), case, **limits)
+    assert [f.code for f in e.value.findings] == ["TD3313"]
+    assert "--extrapolate" in e.value.fix
+
+
+def test_a_horizon_beyond_training_is_noted_on_request():
+    limits = {"max_day": 1000, "max_horizon_days": 90, "extrapolate": True}
+    (note,) = check_request(Request(262, "TMZ"), case_of([0, 84, 171]), **limits)
+    assert "91 days after the last session" in note
 
 
 def test_extrapolation_on_request_is_noted_for_every_day():
@@ -164,51 +181,33 @@ def test_a_source_that_was_read_without_images_is_refused():
     assert select_sources(case_of(range(4), without_images=[0]))[0][0].name == "s1"
 
 
-BRAIN = np.array([0, 1, 1, 1, 0, 1], bool)
-TUMOUR = np.array([0, 0, 1, 1, 0, 0], bool)
+ASKED = {"day": "+90", "treatment": "TMZ"}
 
 
-@pytest.mark.parametrize(
-    ("text", "slices"),
-    [
-        ("all", [0, 1, 2, 3, 4, 5]),
-        ("brain", [1, 2, 3, 5]),
-        ("tumour", [2, 3]),
-        ("0", [0]),
-        ("5", [5]),
-        (4, [4]),
-        ("1:3", [1, 2]),
-        ("0:6", [0, 1, 2, 3, 4, 5]),
-    ],
-)
-def test_slices_mean_what_they_say(text, slices):
-    assert parse_slices(text).resolve(6, BRAIN, TUMOUR).tolist() == slices
+def test_a_request_as_typed_is_checked_alone():
+    PredictRequest(**ASKED).check()
+    PredictRequest(**ASKED | {"day": 99_999, "steps": 100_000, "slices": "999998:999999"}).check()
 
 
-@pytest.mark.parametrize(
-    "text", ["", "3:3", "4:2", ":3", "3:", "1:2:3", "-1", "tumor", "All", "1,2", "\uff11", "1e1"]
-)
-def test_malformed_slices_are_refused(text):
-    assert codes(parse_slices, text) == ["TD3018"]
+MALFORMED = {
+    "day": ("soon", "TD3011"),
+    "samples": (0, "TD3015"),
+    "steps": ("100001", "TD3016"),
+    "seed": (-1, "TD3017"),
+    "slices": ("5:5", "TD3018"),
+    "treatment": ("tmz", "TD3314"),
+}
 
 
-@pytest.mark.parametrize("text", ["6", "5:7", "999999"])
-def test_slices_outside_the_volume_are_refused(text):
-    with pytest.raises(UsageError, match="outside the volume, 0 to 5") as caught:
-        parse_slices(text).resolve(6, BRAIN, None)
-    assert caught.value.code == "TD3019"
+@pytest.mark.parametrize("field", MALFORMED)
+def test_each_part_of_a_request_is_checked(field):
+    value, code = MALFORMED[field]
+    assert codes(PredictRequest(**ASKED | {field: value}).check) == [code]
 
 
-@pytest.mark.parametrize("tumour", [None, np.zeros(6, bool)], ids=["no-mask", "empty-mask"])
-def test_tumour_slices_need_a_tumour(tumour):
-    with pytest.raises(UsageError) as caught:
-        parse_slices("tumour").resolve(6, BRAIN, tumour)
-    assert (caught.value.code, caught.value.fix) == ("TD3020", "pass --slices brain")
-
-
-def test_brain_slices_need_a_brain():
-    empty = np.zeros(6, bool)
-    assert codes(parse_slices("brain").resolve, 6, empty, None) == ["TD3020"]
+def test_all_parts_of_a_request_are_checked_at_once():
+    values = {field: value for field, (value, _) in MALFORMED.items()}
+    assert codes(PredictRequest(**values).check) == [code for _, code in MALFORMED.values()]
 
 
 COUNTS = [

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tadiff_rt.errors import NumericsError, UsageError
 from tadiff_rt.schedule import NoiseSchedule
-from tadiff_rt.solvers import COLUMNS, SOLVERS, SolverPlan, make_plan, solve
+from tadiff_rt.solvers import COLUMNS, SOLVERS, SolverPlan, make_plan, noised, solve
 
 SCHEDULE = NoiseSchedule.linear()
 BETAS = np.linspace(1e-4, 2e-2, 1000)
@@ -488,3 +488,54 @@ def test_clipping_works_alike_on_torch_tensors(rng):
     got, _ = solve(wild, torch.from_numpy(x_T), make_plan(SCHEDULE), x0_range=(-0.5, 0.25))
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12)
     assert expected.max() == 0.25
+
+
+def test_informed_run_starts_at_its_level():
+    plan = make_plan(SCHEDULE, num_steps=20, start_lam=-2.0)
+    assert math.log(plan.alpha[0] / plan.sigma[0]) == pytest.approx(-2.0, abs=1e-9)
+    lam = np.log(plan.alpha / plan.sigma)
+    np.testing.assert_allclose(np.diff(lam), (lam[-1] + 2) / 19, rtol=1e-9)
+    assert (plan.nfe, plan.t[-1]) == (20, 1.0)
+
+
+def test_informed_start_is_a_noised_guess(rng):
+    """With an exact noise oracle any start on the level of x0 returns x0."""
+    plan = make_plan(SCHEDULE, num_steps=5, start_lam=-1.0)
+    x0, z = rng.random((3, 4)), rng.standard_normal((3, 4))
+
+    def oracle(x, t, i):
+        alpha, sigma = level(t)
+        return (x - alpha * x0) / sigma, None
+
+    start = noised(x0, z, plan)
+    alpha, sigma = level(plan.t[0])
+    np.testing.assert_allclose(start, alpha * x0 + sigma * z, atol=1e-12)
+    np.testing.assert_allclose(solve(oracle, start, plan)[0], x0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("std", "largest"), [(0.05, 0.005), (0.1, 0.02), (0.2, 0.05)])
+def test_informed_start_pulls_little_towards_a_wrong_guess(std, largest):
+    """A guess off by 0.4, in a Gaussian posterior of spread `std`, from half log-SNR -2.
+
+    The run is affine: coefficients of noise, of the constant 1 and of the error of the guess.
+    """
+    plan = make_plan(SCHEDULE, num_steps=20, start_lam=-2.0)
+    noise, one, error = np.eye(3)
+
+    def denoise(x, t, i):
+        alpha, sigma = level(t)
+        gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
+        x0 = MEAN * one + gain * (x - alpha * MEAN * one)
+        return (x - alpha * x0) / sigma, None
+
+    x, _ = solve(denoise, noised(MEAN * one + error, noise, plan), plan)
+    assert abs(0.4 * x[2]) < largest
+    assert abs(x[1] - MEAN) < 0.005
+    assert 0.95 < abs(x[0]) / std < 1.08
+
+
+@pytest.mark.parametrize(("grid", "start_lam"), [("trailing", -2.0), ("logsnr", -9.0), ("all", 0)])
+def test_rejects_starts_that_are_no_levels(grid, start_lam):
+    with pytest.raises(UsageError) as e:
+        make_plan(SCHEDULE, "ddim", 1000 if grid == "all" else 20, grid, start_lam)
+    assert e.value.code == "TD3047"

@@ -20,6 +20,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -314,13 +315,36 @@ def test_a_file_beyond_the_size_limit_is_a_full_disk(tmp_path):
 
 
 def test_a_result_that_cannot_fit_is_refused_before_it_is_computed(tmp_path):
-    entered = []
-    with (
-        pytest.raises(ResourceError, match="needs about") as caught,
-        ResultFolder(tmp_path / "out", expected_bytes=2**60),
-    ):
-        entered.append(1)
-    assert (caught.value.code, entered, os.listdir(tmp_path)) == ("TD7002", [], [])
+    def write():
+        with ResultFolder(tmp_path / "out") as result:
+            result.require_space(2**60)
+
+    with pytest.raises(ResourceError, match="needs about") as caught:
+        write()
+    assert (caught.value.code, os.listdir(tmp_path)) == ("TD7002", [])
+
+
+def test_a_signal_while_the_folder_is_made_leaves_nothing(tmp_path, monkeypatch):
+    """Python raises it when the call returns: the folder is there, the block not yet entered."""
+    mkdir = os.mkdir
+
+    def interrupted(path):
+        mkdir(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_result(tmp_path / "out", "new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_fifth_more_than_the_result_must_be_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1200))
+    with ResultFolder(tmp_path / "out") as result:
+        result.require_space(1000)
+        with pytest.raises(ResourceError, match="about 1201 bytes, 1200 are free"):
+            result.require_space(1001)
+        result.complete({})
 
 
 def test_a_result_appears_only_when_it_is_complete(tmp_path):

@@ -15,8 +15,9 @@ from tadiff_rt.ensemble import volume_interval
 from tadiff_rt.errors import GeometryError, UsageError
 from tadiff_rt.forecast import choose_slices
 from tadiff_rt.preprocess import DataContract, Window, prepare
-from tadiff_rt.request import parse_slices, select_sources
+from tadiff_rt.request import select_sources
 from tadiff_rt.runner import EnsembleResult
+from tadiff_rt.slices import parse_slices
 from tadiff_train.evaluate import evaluate, on_network_grid
 from tadiff_train.metrics import psnr, ssim
 from tadiff_train.results import (
@@ -143,7 +144,9 @@ class Stub:
     """Answers every request with volumes on the network's grid, chosen by treatment."""
 
     def __init__(self, answer: Callable[[str], Truth | EnsembleResult], samples: int = 2) -> None:
-        card = SimpleNamespace(data=CONTRACT, max_day=400, treatments=dict(TREATMENTS))
+        card = SimpleNamespace(
+            data=CONTRACT, max_day=400, max_horizon_days=51, treatments=dict(TREATMENTS)
+        )
         self.bundle = SimpleNamespace(manifest=SimpleNamespace(card=card))
         self.answer = answer
         self.asked: list[tuple[Case, dict]] = []
@@ -287,6 +290,15 @@ def test_the_model_is_asked_before_the_target_and_for_the_target(root: Path, tru
         }
     assert (result.target_day, result.horizon_days, result.num_sources) == (141, 51, 4)
     assert not result.extrapolated
+
+
+@pytest.mark.parametrize("limits", [{"max_day": 140}, {"max_horizon_days": 50}], ids=str)
+def test_a_target_beyond_training_is_marked(root: Path, truth: Truth, limits: dict):
+    """The target is on day 141, 51 days after the last source."""
+    stub = Stub(lambda _: truth)
+    vars(stub.bundle.manifest.card).update(limits)
+    assert run(stub, root).extrapolated
+    assert all(request["extrapolate"] for _, request in stub.asked)
 
 
 def tumour_slices(*masks: np.ndarray) -> list[int]:

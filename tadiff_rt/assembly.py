@@ -1,0 +1,97 @@
+"""From an ensemble on the network's grid to a `Forecast` on the patient's."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tadiff_rt.case import MODALITIES, Session
+from tadiff_rt.ensemble import volume_interval
+from tadiff_rt.geometry import spacing_of
+from tadiff_rt.preprocess import Prepared
+from tadiff_rt.runner import EnsembleResult, Float32Array
+
+VOLUME_LEVEL = 0.9
+
+
+@dataclass(frozen=True)
+class VolumeEstimate:
+    """Tumour volume of the forecast, over the slices that were forecast."""
+
+    mean_ml: float
+    low_ml: float | None
+    """Lower end of the interval; None for a single sample."""
+    high_ml: float | None
+    level: float
+    """Probability with which a further sample falls into the interval."""
+    samples_ml: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """A predicted session on the voxel grid of the last session's T1; never acquired."""
+
+    mean: Float32Array
+    """(3, x, y, z) mean T1, T1c, FLAIR in the scanner units of the last session; 0 where no slice
+    was forecast."""
+    std: Float32Array | None
+    """(3, x, y, z) standard deviation over samples, same units; None for a single sample."""
+    tumour_probability: Float32Array
+    """(x, y, z) mean over samples of the tumour probability."""
+    volume_ml: VolumeEstimate
+    affine: NDArray[np.float64]
+    """(4, 4) voxel -> RAS+ mm."""
+    header: Any = field(repr=False)
+    """NIfTI header of the last session's T1: orientation codes for writing."""
+    slices: tuple[int, ...]
+    """Forecast slices of the canonical grid, superior to inferior."""
+    ensemble: EnsembleResult = field(repr=False)
+    """The same statistics on the network's grid, in [0, 1]."""
+    prepared: Prepared = field(repr=False)
+    """The sources on the network's grid."""
+    report: dict[str, Any] = field(repr=False)
+    """What was asked, from what, with what, and how long it took; no identifiers."""
+
+    @property
+    def tumour_mask(self) -> NDArray[np.bool_]:
+        """(x, y, z) voxels whose tumour probability is above one half."""
+        return self.tumour_probability > 0.5
+
+
+def assemble(
+    result: EnsembleResult,
+    prepared: Prepared,
+    last: Session,
+    slices: tuple[int, ...],
+    report: dict[str, Any],
+) -> Forecast:
+    """The ensemble's statistics on the voxels of the last session's T1, in its scanner units."""
+    volume = last.images[MODALITIES[0]]
+
+    def mapped(images: Float32Array) -> Float32Array:
+        scaled = images * prepared.intensity_scale[:, None, None, None]
+        stacks = [prepared.to_patient_grid(image.astype(np.float32)) for image in scaled]
+        return np.stack(stacks)
+
+    voxel_ml = float(np.prod(spacing_of(volume.affine))) / 1000
+    volume_ml = estimate_volume(tuple((result.tumour_voxels * voxel_ml).tolist()))
+    return Forecast(
+        mean=mapped(result.mean),
+        std=None if result.std is None else mapped(result.std),
+        tumour_probability=prepared.to_patient_grid(result.probability),
+        volume_ml=volume_ml,
+        affine=volume.affine,
+        header=volume.header,
+        slices=slices,
+        ensemble=result,
+        prepared=prepared,
+        report=report,
+    )
+
+
+def estimate_volume(samples_ml: tuple[float, ...]) -> VolumeEstimate:
+    """Mean and prediction interval of the tumour volume; no interval for a single sample."""
+    interval = volume_interval(samples_ml, VOLUME_LEVEL)
+    mean, low, high = interval if interval else (samples_ml[0], None, None)
+    return VolumeEstimate(mean, low, high, VOLUME_LEVEL, samples_ml)

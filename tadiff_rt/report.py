@@ -1,0 +1,82 @@
+"""What a result says about itself: request, sources, sampling and notes, without identifiers."""
+
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from tadiff_rt.assembly import VolumeEstimate
+from tadiff_rt.backends import Backend
+from tadiff_rt.bundle import Bundle
+from tadiff_rt.case import MODALITIES, Case, Session
+from tadiff_rt.solvers import SolverPlan
+
+
+def model_report(bundle: Bundle, backend: Backend) -> dict[str, Any]:
+    """Which network was run, and how."""
+    manifest = bundle.manifest
+    return {
+        "tadiff": version("tadiff"),
+        "backend": backend.description,
+        "name": manifest.card.name,
+        "trained_on": manifest.card.trained_on,
+        "intended_use": manifest.card.intended_use,
+        "bundle_manifest_sha256": bundle.manifest_sha256,
+        "weights_sha256": manifest.weights_sha256,
+    }
+
+
+def volume_report(volume: VolumeEstimate, num_slices: int) -> dict[str, Any]:
+    """The tumour volume, and what part of the head it covers."""
+    return {
+        "mean": volume.mean_ml,
+        "interval": [volume.low_ml, volume.high_ml],
+        "level": volume.level,
+        "samples": list(volume.samples_ml),
+        "covers": f"{num_slices} forecast slices",
+    }
+
+
+def without_names(notes: Sequence[str], case: Case) -> list[str]:
+    """`notes` with days in place of file and session names, which may identify the patient."""
+    labels = {}
+    for session in case.sessions:
+        volumes = {**session.images, **({"mask": session.mask} if session.mask else {})}
+        labels.update({v.label: f"{kind} of day {session.day}" for kind, v in volumes.items()})
+    # A session may be named "3": only where a note ends a phrase with a name is it one.
+    sessions = {session.name: f"day {session.day}" for session in case.sessions}
+    name = re.compile(rf"(?<= )({'|'.join(map(re.escape, sessions))})(?=[,:]|$)")
+    return [_replaced(note, labels) or name.sub(lambda m: sessions[m[1]], note) for note in notes]
+
+
+def _replaced(note: str, labels: dict[str, str]) -> str:
+    """`note` with the label that it is about replaced; empty if it is about none."""
+    for label in sorted(labels, key=len, reverse=True):
+        if label and label in note:
+            return note.replace(label, labels[label])
+    return ""
+
+
+def session_report(session: Session) -> dict[str, Any]:
+    """Day, treatment and voxel hashes of a source; no names."""
+    return {
+        "day": session.day,
+        "treatment": session.treatment,
+        "sha256": {modality: session.images[modality].sha256 for modality in MODALITIES},
+    }
+
+
+def sampling_report(
+    plan: SolverPlan, samples: int, seed: int, slices: tuple[int, ...], batch: int
+) -> dict[str, Any]:
+    """How the ensemble was drawn."""
+    return {
+        "solver": plan.solver,
+        "grid": plan.grid,
+        "steps": plan.num_steps,
+        "network_evaluations": plan.nfe * samples * len(slices),
+        "samples": samples,
+        "seed": seed,
+        "slices": list(slices),
+        "batch": batch,
+    }
