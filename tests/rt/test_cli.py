@@ -39,8 +39,14 @@ class Ending(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
-    """`run_app` takes signals over; the test run gets them back."""
+    """`run_app` takes signals over; the test run gets them back.
+
+    Meanwhile they have their usual effect, here and in child processes: a shell starts what it
+    runs in the background with SIGINT ignored, and children inherit that.
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
