@@ -1,4 +1,4 @@
-"""What is bundled: small, whole, marked as simulated, and a forecast of it is a picture of a head."""
+"""What is bundled: small, marked as simulated, and its forecast is a picture of that head."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def test_the_case_is_one_the_model_accepts(forecaster, case):
 
 @pytest.mark.slow
 def test_the_forecast_looks_like_the_patient(forecaster, case):
-    """One slice: closer to the last scan than that scan to its mirror image, tumour where it was."""
+    """One slice: nearer to the last scan than its mirror image is, and tumour where it was."""
     last = case.sessions[-1]
     at = int(np.argmax((last.mask.data > 0).sum((0, 1))[::-1]))
     forecast = forecaster.predict(case, day=DEMO_DAYS, treatment="TMZ", samples=2, slices=str(at))
