@@ -7,5 +7,5 @@ WORK=${1:-work}
 [ -d "$WORK/test" ] || .venv/bin/tadiff-train phantom "$WORK/test" --patients 24 --size 96 --seed 202 \
     --jobs 2 --counterfactuals
 .venv/bin/tadiff-train evaluate --engine tadiff_rt/data/demo.tadiff --data "$WORK/test" \
-    -o docs/results.md --samples 4 --max-slices 6 --counterfactuals \
+    -o docs/results.md --samples 4 --max-slices 4 --counterfactuals \
     --population "24 simulated patients of another seed than training (tadiff-train phantom --patients 24 --size 96 --seed 202)"
