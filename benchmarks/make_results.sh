@@ -8,4 +8,4 @@ WORK=${1:-work}
     --jobs 2 --counterfactuals
 .venv/bin/tadiff-train evaluate --engine tadiff_rt/data/demo.tadiff --data "$WORK/test" \
     -o docs/results.md --samples 4 --max-slices 4 --counterfactuals \
-    --population "24 simulated patients of another seed than training (tadiff-train phantom --patients 24 --size 96 --seed 202)"
+    --population "simulated patients of another seed than training (tadiff-train phantom --patients 24 --size 96 --seed 202)"
