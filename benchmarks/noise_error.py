@@ -1,4 +1,4 @@
-"""How wrong is a network at each noise level?  `python -m benchmarks.noise_error RUN COHORT [CACHE]`
+"""How wrong is a network at each noise level?  `python -m benchmarks.noise_error RUN COHORT`
 
 For one batch of windows of a cohort: the squared error of eps, its scale (the regression of eps
 on the noise; 1 is right), and the error of its mean over an image beside that mean itself.

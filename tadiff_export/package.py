@@ -22,8 +22,11 @@ SUFFIX = ".tadiff"
 
 
 def default_batch(size: int) -> int:
-    """Rows a call on a CPU: measured on two cores, batch 4 is 5 % faster than 1 at 96 x 96, and
-    8 % slower at 192 x 192, where one image fills the cache."""
+    """Rows a call on a CPU, from `python -m benchmarks.network_cpu` on two cores.
+
+    Four small images share what a call costs; of large ones a batch gains a few per cent, which
+    the padding of the last batch takes back.
+    """
     return 4 if size < 128 else 1
 
 
