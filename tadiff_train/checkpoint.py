@@ -61,6 +61,14 @@ def load_checkpoint(path: Path) -> tuple[TaDiffNet, Sidecar]:
     Raises:
         ModelFileError: a file is missing, damaged, or does not hold this network.
     """
+    if path.is_file() and path.name != WEIGHTS:
+        raise ModelFileError(
+            "TD4006",
+            f"{path.name} is not a checkpoint of tadiff-train; files of other programs, such as "
+            ".ckpt and .pt, are not read by this version",
+            where=str(path),
+            fix=f"give a run folder, which holds {WEIGHTS} and {SIDECAR}",
+        )
     folder = path.parent if path.name == WEIGHTS else path
     weights, sidecar_path = folder / WEIGHTS, folder / SIDECAR
     for file in (weights, sidecar_path):

@@ -243,6 +243,12 @@ def test_a_missing_file_is_named(copy, missing):
     assert missing in refused(copy, "TD4001")
 
 
+def test_a_checkpoint_of_another_program_is_refused(tmp_path):
+    path = tmp_path / "tadiff.ckpt"
+    path.write_bytes(b"PK\x03\x04 whatever")
+    assert "tadiff.ckpt" in refused(path, "TD4006")
+
+
 def test_a_sidecar_of_another_network_is_refused(copy):
     sidecar = json.loads((copy / SIDECAR).read_text())
     sidecar["network"]["channel_mult"] = [1, 3]
