@@ -104,7 +104,6 @@ def check(model: onnx.ModelProto) -> None:
     Raises:
         ModelFileError: it is not; names the operators.
     """
-    onnx.checker.check_model(model, full_check=True)
     foreign = {n.op_type for n in model.graph.node if n.domain not in ("", "ai.onnx")}
     foreign |= operators(model).keys() - ALLOWED_OPS
     if foreign or model.functions:
@@ -113,3 +112,4 @@ def check(model: onnx.ModelProto) -> None:
             f"the graph holds operators outside the allow-list: {', '.join(sorted(foreign))}",
             fix="this is a defect of the exporter or of the installed torch and onnxscript",
         )
+    onnx.checker.check_model(model, full_check=True)

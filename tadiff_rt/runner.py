@@ -85,7 +85,7 @@ def run_ensemble(
         informed: start from the noised last source instead of pure noise; see `noised`.
 
     Raises:
-        NumericsError: a sample is not finite (TD6002); names slice and sample.
+        NumericsError: the network gave NaN or infinity (TD6002); names slice, sample and step.
     """
     depth, _, size, _ = sources.shape
     rows = [(int(at), k) for at in slices for k in range(samples)]
@@ -103,6 +103,7 @@ def run_ensemble(
             backend,
             plan,
             shifts,
+            batch,
             of_batch,
             start,
             step_noise(seed, batch, shape) if plan.coef_noise.any() else None,
@@ -112,12 +113,6 @@ def run_ensemble(
             x0_range,
         )
         for k, (at, sample) in enumerate(batch):
-            if not (np.isfinite(x0[k]).all() and np.isfinite(logits[k, TARGET_SLOT]).all()):
-                raise NumericsError(
-                    "TD6002",
-                    f"sample {sample} of slice {at} is not finite ({backend.description})",
-                    fix="check the source images; if they are sound, export the bundle again",
-                )
             statistics = open_statistics.setdefault(at, SliceStatistics(shape, shape[1:]))
             statistics.add(x0[k], np.where(inside, logits[k, TARGET_SLOT], -np.inf))
             if sample == samples - 1:
@@ -129,6 +124,7 @@ def _run_batch(
     backend: Backend,
     plan: SolverPlan,
     shifts: Float32Array,
+    batch: Sequence[tuple[int, int]],
     sources: Float32Array,
     x_T: Float32Array,
     noise: Callable[[int], Float32Array] | None,
@@ -140,7 +136,17 @@ def _run_batch(
     padded = _pad(sources, backend.batch)
 
     def denoise(x: Float32Array, t: float, i: int) -> tuple[Float32Array, Float32Array]:
-        return backend.denoise(padded, x, shifts[i : i + 1])
+        eps, logits = backend.denoise(padded, x, shifts[i : i + 1])
+        # At every step: clipping would turn an infinite estimate into a plausible one.
+        for k, (at, sample) in enumerate(batch):
+            if not (np.isfinite(eps[k]).all() and np.isfinite(logits[k]).all()):
+                raise NumericsError(
+                    "TD6002",
+                    f"sample {sample} of slice {at} is not finite at step {i} "
+                    f"({backend.description})",
+                    fix="check the source images; if they are sound, export the bundle again",
+                )
+        return eps, logits
 
     def padded_noise(i: int) -> Float32Array:
         assert noise is not None

@@ -118,7 +118,7 @@ def fit(
     """
     torch.manual_seed(config.seed)
     schedule = card.schedule.build()
-    net = TaDiffNet(network).to(memory_format=torch.channels_last)  # 1.1-1.3 x on CPU
+    net = TaDiffNet(network).to(memory_format=torch.channels_last)  # what CPU convolutions like
     ema = AveragedModel(net, multi_avg_fn=warmed_up_average(config.ema_decay))
     optimiser = torch.optim.AdamW(
         net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay

@@ -339,18 +339,28 @@ def test_progress_counts_every_evaluation(forecaster, case):
 
 
 class Broken(Faulty):
-    """A network that gives NaN for one row of one step."""
+    """A network whose second evaluation gives one value of one row that is no number."""
+
+    value = np.nan
+    output = 0
+    calls = 0
 
     def denoise(self, sources, x, shifts):
-        eps, logits = self._inner.denoise(sources, x, shifts)
-        eps = eps.copy()
-        eps[2] = np.nan
-        return eps, logits
+        outputs = [a.copy() for a in self._inner.denoise(sources, x, shifts)]
+        self.calls += 1
+        if self.calls == 2:
+            outputs[self.output][2, 0, 5, 7] = self.value
+        return tuple(outputs)
 
 
-def test_a_sample_that_is_not_finite_is_named(forecaster, case):
-    broken = Forecaster(forecaster.bundle, Broken(forecaster.backend, ""), 0.0)
-    with pytest.raises(NumericsError, match="sample 0 of slice 5 is not finite") as e:
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("output", [0, 1])
+def test_a_sample_that_is_not_finite_is_named(value, output, forecaster, case):
+    """Infinity too, which clipping to the range of the images would hide."""
+    backend = Broken(forecaster.backend, "")
+    backend.value, backend.output = value, output
+    broken = Forecaster(forecaster.bundle, backend, 0.0)
+    with pytest.raises(NumericsError, match="sample 0 of slice 5 is not finite at step 1") as e:
         broken.predict(case, **REQUEST)
     assert e.value.code == "TD6002"
 
