@@ -3,6 +3,7 @@
 This is the only module in which a timestep becomes an array index.
 """
 
+import math
 from dataclasses import dataclass
 from typing import overload
 
@@ -11,8 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from tadiff_rt.errors import UsageError
 
-GRIDS = ("logsnr", "trailing", "all")
+GRIDS = ("logsnr", "trailing", "linspace", "quadratic", "karras", "all")
 """Names that `NoiseSchedule.levels` understands."""
+
+KARRAS_RHO = 7.0
+"""Karras et al. 2022, section 3 and Table 1."""
 
 
 @dataclass(frozen=True)
@@ -129,61 +133,115 @@ class NoiseSchedule:
         return float(result) if result.ndim == 0 else result
 
     def levels(
-        self, num_steps: int, grid: str = "logsnr", start_lam: float | None = None
+        self,
+        num_steps: int,
+        grid: str = "logsnr",
+        start_lam: float | None = None,
+        *,
+        round_times: bool = False,
     ) -> Levels:
         """The levels of a run of `num_steps` network evaluations, from T or `start_lam` down.
 
-        Grids:
-            logsnr: even in λ from T to 1. With clean data as the final step this keeps the
-                spread of narrow posteriors; the other grid below T does not.
-            trailing: T·(1 − i/n) rounded, the "trailing" spacing of Lin et al. 2024, Table 2;
-                for comparison only, it under-reports narrow spreads.
-            all: every trained timestep T … 1, as published; `num_steps` must be T.
+        Grids, from the first time t_0 (T unless `start_lam` is given):
+            logsnr: even in λ down to t = 1. With clean data as the final step this keeps the
+                spread of narrow posteriors; see docs/solvers.md for every other grid.
+            trailing: t_0·(1 − i/n) rounded, the "trailing" spacing of Lin et al. 2024, Table 2.
+            linspace: 1 + (t_0 − 1)(1 − i/n) rounded, the last level of which is about t_0 / n:
+                the default of the multistep solvers of diffusers, but for the rounding of halves.
+            quadratic: even in √t down to t = 1 (Song et al. 2021, appendix D.2).
+            karras: (σ/α)^(1/7) even down to t = 1 (Karras et al. 2022, Eq. 5).
+            all: every trained timestep t_0 … 1, as published; `num_steps` must be their number.
 
         Args:
             num_steps: network evaluations.
             grid: see above.
             start_lam: λ of the first level, for a run that starts from a noised guess instead of
-                pure noise; None for that of T. On the log-SNR grid only.
+                pure noise; None for that of T.
+            round_times: visit whole times only, those the network was trained on; where rounding
+                would visit a time twice, its neighbours move up.
 
         Raises:
-            UsageError: `num_steps` is not in 1 … T (TD3010), `grid` is unknown (TD3041), or
-                `start_lam` is not a level of this schedule and grid (TD3047).
+            UsageError: `num_steps` is not in 1 … t_0 (TD3010), `grid` is unknown (TD3041), or
+                `start_lam` is not a level of this schedule (TD3047).
         """
-        T = self.num_train_timesteps
         if grid not in GRIDS:
             raise UsageError("TD3041", f"grid must be one of {', '.join(GRIDS)}, got {grid!r}")
-        fewest = T if grid == "all" else 1
-        if not isinstance(num_steps, int | np.integer) or not fewest <= num_steps <= T:
+        first = self._first_time(start_lam)
+        most = int(first)
+        fewest = most if grid == "all" else 1
+        if not isinstance(num_steps, int | np.integer) or not fewest <= num_steps <= most:
             raise UsageError(
                 "TD3010",
-                f"num_steps must be an integer in {fewest} to {T} on the grid {grid!r}, "
+                f"num_steps must be an integer in {fewest} to {most} on the grid {grid!r}, "
                 f"got {num_steps!r}",
-                fix=f"the network was trained on {T} timesteps; 20 steps are the default",
+                fix=f"the network was trained on {self.num_train_timesteps} timesteps; "
+                "20 steps are the default",
             )
-        low, high = self.lam(float(T)), self.lam(1.0)
-        if start_lam is not None and not (grid == "logsnr" and low <= start_lam < high):
-            raise UsageError(
-                "TD3047",
-                f"start_lam must be in {low:.4g} to {high:.4g} on the grid 'logsnr', got "
-                f"{start_lam} on {grid!r}",
-            )
-        t = self._times(int(num_steps), grid, start_lam)
+        t = self._times(int(num_steps), grid, first)
+        if round_times or grid in ("trailing", "linspace"):
+            t = _distinct(t, most)
+        return self.levels_at(t)
+
+    def levels_at(self, times: ArrayLike) -> Levels:
+        """The levels at given times, which fall strictly inside [1, T].
+
+        Raises:
+            UsageError: they do not (TD3045).
+        """
+        t = np.array(times, dtype=np.float64)
+        if t.ndim != 1 or t.size == 0 or not bool(np.all(np.diff(t) < 0)):
+            raise UsageError("TD3045", f"times of a run must fall strictly, got {t.tolist()}")
         a = self.alpha_bar(t)
         return Levels(
             tuple(t.tolist()), tuple(np.sqrt(a).tolist()), tuple(np.sqrt(1 - a).tolist())
         )
 
-    def _times(self, num_steps: int, grid: str, start_lam: float | None) -> NDArray[np.float64]:
-        T = self.num_train_timesteps
-        if grid == "all":
-            return np.arange(T, 0, -1, dtype=np.float64)
-        if grid == "trailing":
-            return np.round(np.linspace(T, 0, num_steps + 1))[:-1]
-        first = self.lam(float(T)) if start_lam is None else start_lam
-        t = self.t_of_lam(np.linspace(first, self.lam(1.0), num_steps))
+    def rounded(self, levels: Levels) -> Levels:
+        """`levels` at whole times, each visited once; see `levels`."""
+        return self.levels_at(_distinct(np.array(levels.t), int(levels.t[0])))
+
+    def _first_time(self, start_lam: float | None) -> float:
+        T = float(self.num_train_timesteps)
+        low, high = self.lam(T), self.lam(1.0)
         if start_lam is None:
-            t[0] = T  # the inverse is exact to rounding only
+            return T
+        if not low <= start_lam < high:
+            raise UsageError(
+                "TD3047", f"start_lam must be in {low:.4g} to {high:.4g}, got {start_lam}"
+            )
+        return self.t_of_lam(start_lam)
+
+    def _times(self, num_steps: int, grid: str, first: float) -> NDArray[np.float64]:
+        """Times of a grid, not rounded; `first` and, where a grid ends there, 1 are exact."""
+        if grid == "all":
+            return np.arange(num_steps, 0, -1, dtype=np.float64)
+        if grid == "trailing":
+            return np.linspace(first, 0, num_steps + 1)[:-1]
+        if grid == "linspace":
+            return np.linspace(first, 1, num_steps + 1)[:-1]
+        if grid == "quadratic":
+            t = np.linspace(math.sqrt(first), 1, num_steps) ** 2
+        else:
+            low, high = self.lam(first), self.lam(1.0)
+            if grid == "karras":
+                # sigma/alpha = exp(-λ), hence its power of 1/rho is exp(-λ/rho).
+                ends = math.exp(-low / KARRAS_RHO), math.exp(-high / KARRAS_RHO)
+                lams = -KARRAS_RHO * np.log(np.linspace(*ends, num_steps))
+            else:
+                lams = np.linspace(low, high, num_steps)
+            t = self.t_of_lam(lams)
+        t[0] = first  # the inverse is exact to rounding only
         if num_steps > 1:
             t[-1] = 1
         return t
+
+
+def _distinct(t: NDArray[np.float64], most: int) -> NDArray[np.float64]:
+    """`t` rounded to whole times in 1 … `most` that fall strictly; there are at least len(t).
+
+    Falling strictly means that t_i + i does not rise, which a running maximum from the end
+    makes true by moving times up, and the cap keeps.
+    """
+    place = np.arange(len(t))
+    whole = np.clip(np.round(t), 1, most)
+    return np.minimum(np.maximum.accumulate((whole + place)[::-1])[::-1], most) - place
