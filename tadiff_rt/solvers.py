@@ -141,6 +141,9 @@ def _with_middles(
 
     An even `num_steps` leaves no middle for the last step.
     """
+    if grid == "all":
+        what = "dpmpp_2s puts middles between levels, and the grid 'all' leaves no room for them"
+        raise UsageError("TD3041", what, fix="use another solver on this grid")
     schedule.levels(num_steps, grid, start_lam)  # refuses more evaluations than timesteps
     ends = schedule.levels(num_steps // 2 + 1, grid, start_lam)
     t = np.array(ends.t)

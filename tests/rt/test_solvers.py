@@ -347,6 +347,11 @@ def test_rejects_an_unknown_grid():
         make_plan(SCHEDULE, grid="x")
 
 
+def test_2s_has_no_full_grid():
+    with pytest.raises(UsageError, match="TD3041: dpmpp_2s puts middles between levels"):
+        make_plan(SCHEDULE, "dpmpp_2s", 1000, "all")
+
+
 def test_informed_run_starts_at_its_level():
     plan = make_plan(SCHEDULE, num_steps=20, start_lam=-2.0)
     assert math.log(plan.alpha[0] / plan.sigma[0]) == pytest.approx(-2.0, abs=1e-9)
