@@ -1,12 +1,18 @@
-"""Statistics of an ensemble of samples, updated one sample at a time, and the volume interval."""
+"""Statistics of the samples of one slice, updated one sample at a time.
 
-import math
-from collections.abc import Sequence
+What the tumour volumes of all slices say is in `tadiff_rt.volume`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tadiff_rt.errors import UsageError
+from tadiff_rt.volume import student_quantile, volume_interval
+
+__all__ = ["SliceStatistics", "mask_probability", "student_quantile", "volume_interval"]
 
 
 def mask_probability(mask_logits: ArrayLike) -> NDArray[np.float64]:
@@ -14,11 +20,17 @@ def mask_probability(mask_logits: ArrayLike) -> NDArray[np.float64]:
     return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(mask_logits, dtype=np.float64))
 
 
-class SliceStatistics:
-    """Mean, spread, tumour probability and tumour areas of the samples of one slice.
+_ARRAYS = ("_mean", "_squares", "_probability_sum", "_pair_sum", "_last_image", "_last_mask")
+_COUNTS = ("_areas", "_overlaps")
 
-    Samples are added in sample order and then forgotten: beyond one integer a sample (its tumour
-    area), memory does not grow. Sums are float64; the order of adding fixes every bit.
+
+class SliceStatistics:
+    """Mean, spread, tumour probability, areas and overlaps of the samples of one slice.
+
+    Samples are added in sample order and then forgotten, but for the image (float32) and the
+    tumour mask of the last one: beyond two integers a sample (its tumour area and its overlap
+    with the sample before), memory does not grow. Sums are float64; the order of adding fixes
+    every bit.
     """
 
     def __init__(
@@ -27,12 +39,15 @@ class SliceStatistics:
         mask_shape: tuple[int, ...],
         *,
         threshold: float = 0.5,
+        truth: ArrayLike | None = None,
     ) -> None:
         """
         Args:
             image_shape: of the predicted image, e.g. (3, h, w).
             mask_shape: of the target's mask logits, e.g. (h, w).
             threshold: a voxel is tumour in a sample where its probability exceeds this.
+            truth: the image that was acquired, of `image_shape` and in the samples' units; only
+                `crps` needs it. Copied.
 
         Raises:
             UsageError: `threshold` is not inside (0, 1) (TD3046).
@@ -41,12 +56,22 @@ class SliceStatistics:
             raise UsageError("TD3046", f"threshold must be inside 0 to 1, got {threshold}")
         self.threshold = threshold
         self._mean = np.zeros(image_shape)
+        self._truth = None if truth is None else np.array(truth, dtype=np.float64)
+        if self._truth is not None and self._truth.shape != self._mean.shape:
+            raise ValueError(
+                f"expected truth of shape {self._mean.shape}, got {self._truth.shape}"
+            )
         self._squares = np.zeros(image_shape)
         self._probability_sum = np.zeros(mask_shape)
+        self._pair_sum = np.zeros(image_shape)
+        self._error_sum = np.zeros(() if truth is None else image_shape)
+        self._last_image = np.zeros(image_shape, np.float32)
+        self._last_mask = np.zeros(mask_shape, np.bool_)
         self._areas: list[int] = []
+        self._overlaps: list[int] = []
 
     def add(self, image: ArrayLike, mask_logits: ArrayLike) -> None:
-        """Takes in the next sample; neither array is kept or modified.
+        """Takes in the next sample; copies what it keeps, modifies neither array.
 
         Welford's recurrence (Knuth, TAOCP vol. 2, 4.2.2, Eqs. 15 and 16): E[x²] − mean² cancels
         where the mean is much larger than the spread, as in bright tissue the model is sure of.
@@ -58,7 +83,18 @@ class SliceStatistics:
                 f"expected an image of shape {self._mean.shape} and mask logits of shape "
                 f"{self._probability_sum.shape}, got {sample.shape} and {probability.shape}"
             )
-        self._areas.append(int((probability > self.threshold).sum()))
+        mask = probability > self.threshold
+        rounded = sample.astype(np.float32)
+        # In place below: with fresh arrays, giving memory back and faulting it in again dominates.
+        if self._areas:
+            self._overlaps.append(int((mask & self._last_mask).sum()))
+            apart = np.subtract(rounded, self._last_image, dtype=np.float64)
+            self._pair_sum += np.abs(apart, out=apart)
+        if self._truth is not None:
+            error = sample - self._truth
+            self._error_sum += np.abs(error, out=error)
+        self._last_image[...], self._last_mask[...] = rounded, mask
+        self._areas.append(int(mask.sum()))
         before = sample - self._mean
         self._mean += before / self.count
         self._squares += before * (sample - self._mean)
@@ -88,62 +124,87 @@ class SliceStatistics:
         return self._probability_sum / self.count
 
     @property
+    def pair_difference(self) -> NDArray[np.float64] | None:
+        """Unbiased estimate of E|X − X'| of two independent samples; None for a single sample.
+
+        The mean of |x_k − x_(k−1)| over consecutive samples. Each term is the difference of two
+        independent draws and has the right expectation; that neighbouring terms share a sample
+        changes the variance, not the expectation. All N(N − 1)/2 pairs would need all samples.
+        Measured for a normal distribution, the variance against theirs is 1.43 times as large at
+        N = 5, 1.57 at 20 and 1.60 at 50 (limit 1.62); that of `crps`, with a further draw as
+        truth, is 1.07, 1.03 and 1.01 times theirs. Taken on float32 images, the precision of the
+        runtime.
+
+        Samples must be independent. Those of a Latin hypercube lie further apart: for 5 of them
+        and an image linear in the noise, measured up to 1.18 times (1.05 for 20).
+        """
+        self._require_a_sample()
+        return self._pair_sum / (self.count - 1) if self.count > 1 else None
+
+    @property
+    def crps(self) -> NDArray[np.float64] | None:
+        """Fair CRPS of every voxel: Ferro 2014; Zamo and Naveau 2018. None for a single sample.
+
+        mean |x_k − y| − pair_difference / 2: its expectation is the CRPS of the distribution that
+        samples are drawn from, whatever their number. Of a Latin hypercube of 5 it is too low,
+        measured down to 0.82 times (image linear in the noise, truth one more draw). In the
+        image's units; lower is better. One voxel's value may be negative: average over many.
+
+        Raises:
+            ValueError: the statistics were made without `truth`.
+        """
+        if self._truth is None:
+            raise ValueError("crps compares with the acquired image; give it as truth")
+        spread = self.pair_difference
+        return None if spread is None else self._error_sum / self.count - 0.5 * spread
+
+    @property
     def areas(self) -> tuple[int, ...]:
         """Tumour voxels of each sample, in sample order."""
         return tuple(self._areas)
 
+    @property
+    def overlaps(self) -> tuple[int, ...]:
+        """Tumour voxels that sample k shares with sample k − 1, k = 1 … count − 1."""
+        return tuple(self._overlaps)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Everything `restored` needs; arrays are not copied. Without a `truth`.
+
+        Raises:
+            ValueError: the statistics hold a truth, which belongs to the caller.
+        """
+        if self._truth is not None:
+            raise ValueError("the state of statistics with a truth is not kept")
+        counts = {name: np.array(getattr(self, name), np.int64) for name in _COUNTS}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        return {**arrays, **counts, "threshold": np.array(self.threshold)}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, NDArray[Any]]) -> "SliceStatistics":
+        """Statistics that go on, bit for bit, where those of `state` were.
+
+        Raises:
+            ValueError: the state is not one.
+        """
+        if state.keys() != {*_ARRAYS, *_COUNTS, "threshold"}:
+            raise ValueError(f"not the state of statistics: {sorted(state)}")
+        images, masks = state["_mean"], state["_probability_sum"]
+        threshold = float(state["threshold"])
+        if not 0 < threshold < 1:
+            raise ValueError(f"not the state of statistics: threshold {threshold}")
+        statistics = cls(images.shape, masks.shape, threshold=threshold)
+        for name in _ARRAYS:
+            fresh: NDArray[Any] = getattr(statistics, name)
+            if (state[name].shape, state[name].dtype) != (fresh.shape, fresh.dtype):
+                raise ValueError(f"not the state of statistics: {name} has another form")
+            fresh[...] = state[name]
+        for name in _COUNTS:
+            setattr(statistics, name, [int(count) for count in state[name]])
+        if len(statistics._overlaps) != statistics.count - 1:
+            raise ValueError("not the state of statistics: areas and overlaps do not fit")
+        return statistics
+
     def _require_a_sample(self) -> None:
         if not self._areas:
             raise ValueError("statistics of no samples are undefined; add one first")
-
-
-def volume_interval(
-    volumes_ml: Sequence[float], level: float = 0.9
-) -> tuple[float, float, float] | None:
-    """(mean, low, high): where the volume of one further draw lies with probability `level`.
-
-    The prediction interval of a normal sample, mean ± t · s · √(1 + 1/n) with t the two-sided
-    Student quantile at n − 1 degrees of freedom (Hahn and Meeker 1991, chapter 4), cut off at 0.
-    An ensemble has about 5 draws, from which no order statistic reaches 90 %: their full range
-    covers a further draw with probability (n − 1)/(n + 1) only. The t quantile pays for the
-    unknown spread, so few draws give a wide interval.
-
-    Args:
-        volumes_ml: tumour volume of each sample.
-        level: inside (0, 1).
-
-    Returns:
-        None for fewer than two samples: one draw says nothing about spread.
-
-    Raises:
-        UsageError: `level` is not inside (0, 1) (TD3046).
-    """
-    if not 0 < level < 1:
-        raise UsageError("TD3046", f"level must be inside 0 to 1, got {level}")
-    n = len(volumes_ml)
-    if n < 2:
-        return None
-    volumes = np.asarray(volumes_ml, dtype=np.float64)
-    mean = float(volumes.mean())
-    reach = student_quantile(level, n - 1) * float(volumes.std(ddof=1)) * math.sqrt(1 + 1 / n)
-    return mean, max(0.0, mean - reach), mean + reach
-
-
-def student_quantile(level: float, degrees: int) -> float:
-    """t such that |Student t| with `degrees` degrees of freedom is below it with prob. `level`."""
-    low, high = 0.0, 0.5 * math.pi
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if _student_within(middle, degrees) < level else (low, middle)
-    return math.sqrt(degrees) * math.tan(0.5 * (low + high))
-
-
-def _student_within(angle: float, degrees: int) -> float:
-    """P(|t| <= √degrees · tan(angle)): Abramowitz and Stegun 26.7.3 (odd) and 26.7.4 (even)."""
-    sin, cos = math.sin(angle), math.cos(angle)
-    odd = degrees % 2
-    term, total = (cos if odd else 1.0), 0.0
-    for k in range(2 + odd, degrees + 1, 2):
-        total += term
-        term *= cos * cos * (k - 1) / k
-    return (2 / math.pi) * (angle + sin * total) if odd else sin * total
