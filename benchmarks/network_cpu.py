@@ -52,8 +52,9 @@ def evaluation(name: str, batch: int, size: int, threads: int) -> Callable[[], o
     net = network.TaDiffNet(CONFIGS[name])
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.05)
-    model = onnx_export.denoiser_to_onnx(split(net)[1], batch, size)
+    model = onnx_export.denoiser_to_onnx(split(net)[1], size)
     options = ort.SessionOptions()
+    options.add_free_dimension_override_by_name("batch", batch)
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]

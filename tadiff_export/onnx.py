@@ -36,14 +36,25 @@ def conditioner_to_onnx(conditioner: Conditioner) -> onnx.ModelProto:
     )
 
 
-def denoiser_to_onnx(denoiser: Denoiser, batch: int, size: int) -> onnx.ModelProto:
-    """The denoiser for exactly `batch` images of `size` x `size`: static shapes run fastest."""
+def denoiser_to_onnx(denoiser: Denoiser, size: int) -> onnx.ModelProto:
+    """The denoiser for any number of images of `size` x `size`.
+
+    Runtimes fix that number, the dimension "batch", when they load the graph: it is then as fast
+    as one exported for it, and gives the same bits.
+    """
     example = (
-        torch.zeros(batch, 9, size, size),
-        torch.zeros(batch, 3, size, size),
+        torch.zeros(2, 9, size, size),
+        torch.zeros(2, 3, size, size),
         torch.zeros(1, sum(denoiser.widths)),
     )
-    return _export(denoiser, example, ["sources", "x_t", "shifts"], ["eps", "mask_logits"], None)
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    return _export(
+        denoiser,
+        example,
+        ["sources", "x_t", "shifts"],
+        ["eps", "mask_logits"],
+        {"sources": {0: batch}, "x_t": {0: batch}, "shifts": None},
+    )
 
 
 def _export(
@@ -51,7 +62,7 @@ def _export(
     example: tuple[torch.Tensor, ...],
     inputs: list[str],
     outputs: list[str],
-    dynamic: dict[str, dict[int, torch.export.Dim] | None] | None,
+    dynamic: dict[str, dict[int, torch.export.Dim] | None],
 ) -> onnx.ModelProto:
     log = logging.getLogger("torch.onnx")
     level = log.level

@@ -69,8 +69,8 @@ def export(
         raise UsageError("TD3052", f"image size {size} is not a multiple of {net.config.stride}")
     rows = batch or default_batch(size)
     with ResultFolder(out, overwrite=overwrite) as folder:
-        say(f"conditioner and denoiser ({rows} x {size} x {size}) to ONNX")
-        models = to_onnx(net, rows, size)
+        say(f"conditioner and denoiser ({size} x {size}, {rows} at a time) to ONNX")
+        models = to_onnx(net, size)
         artefacts = []
         for file, (role, model) in models.items():
             data = model.SerializeToString()
@@ -80,6 +80,7 @@ def export(
                     file=file,
                     role=role,
                     batch=rows if role == "denoiser" else None,
+                    dynamic_batch=role == "denoiser",
                     bytes=len(data),
                     sha256=hashlib.sha256(data).hexdigest(),
                     operators=operators(model),
@@ -102,12 +103,12 @@ def export(
     return manifest
 
 
-def to_onnx(net: TaDiffNet, batch: int, size: int) -> dict[str, tuple[str, onnx.ModelProto]]:
+def to_onnx(net: TaDiffNet, size: int) -> dict[str, tuple[str, onnx.ModelProto]]:
     """File name -> (role, model) of both parts of the network."""
     conditioner, denoiser = split(net)
     return {
         "conditioner.onnx": ("conditioner", conditioner_to_onnx(conditioner)),
-        f"denoiser.fp32.b{batch}.onnx": ("denoiser", denoiser_to_onnx(denoiser, batch, size)),
+        "denoiser.fp32.onnx": ("denoiser", denoiser_to_onnx(denoiser, size)),
     }
 
 

@@ -3,7 +3,7 @@
     NAME.tadiff/
       manifest.json            format, network, model card, artefacts with SHA-256, parity figures
       conditioner.onnx         (timesteps, days, treatments) -> one row of shifts a step
-      denoiser.fp32.b4.onnx    (sources, x_t, shifts) -> (eps, mask_logits), static batch 4
+      denoiser.fp32.onnx       (sources, x_t, shifts) -> (eps, mask_logits), any number of rows
 
 Files are hashed before anything parses them, and runtimes are handed the hashed bytes, so a file
 cannot change between the check and its use.
@@ -48,7 +48,9 @@ class Artefact(BaseModel):
     format: Literal["onnx"] = "onnx"
     precision: Literal["fp32"] = "fp32"
     batch: int | None = None
-    """Rows the denoiser takes at once, exactly; None for the conditioner."""
+    """Rows the denoiser takes at once; None for the conditioner."""
+    dynamic_batch: bool = False
+    """Whether the denoiser can be loaded for another number of rows; else `batch` is exact."""
     bytes: int = Field(ge=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     operators: dict[str, int] = {}
@@ -74,6 +76,24 @@ class Parity(BaseModel):
         return self
 
 
+class OptimisedLevels(BaseModel):
+    """Times of a run that `tadiff-rt certify --optimise` found for this bundle."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    solver: str
+    start_lam: float | None
+    times: tuple[FiniteFloat, ...] = Field(min_length=1, max_length=100)
+    """One-based, noisiest first."""
+    distance: dict[str, FiniteFloat]
+    """From the dense run on images that the search did not see, in units of that of other noise:
+    of "these levels", of as many and of 20 levels even in log-SNR."""
+    spread: dict[str, FiniteFloat]
+    """Sampled over true standard deviation of Gaussians, by their standard deviation."""
+    searched_on: str
+    """The cases, in words; no identifiers."""
+
+
 class Manifest(BaseModel):
     """Everything about a bundle but the weights."""
 
@@ -90,6 +110,7 @@ class Manifest(BaseModel):
     weights_sha256: str
     artefacts: tuple[Artefact, ...]
     parity: Parity
+    optimised: tuple[OptimisedLevels, ...] = ()
 
     def artefact(self, role: str) -> Artefact:
         """The one artefact of a role."""
@@ -241,9 +262,14 @@ def describe_bundle(bundle: Bundle) -> str:
     ]
     lines += [
         f"{a.file:28} {a.format} {a.precision}"
-        + (f", batch {a.batch}" if a.batch else "")
+        + (f", batch {a.batch}{' or fewer' * a.dynamic_batch}" if a.batch else "")
         + f", {a.bytes / 1e6:.1f} MB"
         for a in manifest.artefacts
+    ]
+    lines += [
+        f"levels optimised for {o.solver} with {len(o.times)} steps: distance "
+        f"{o.distance['these levels']:.3f} of that of other noise"
+        for o in manifest.optimised
     ]
     lines += ["", f"parity with {manifest.parity.reference}, {manifest.parity.probes} probes:"]
     lines += [

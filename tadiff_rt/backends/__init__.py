@@ -19,10 +19,12 @@ class Backend(Protocol):
     """A loaded bundle on this machine."""
 
     name: str
+    runtime: str
+    """Runtime, version and device: what the bits of a result depend on beside the bundle."""
     description: str
-    """Runtime, version and device, for reports."""
+    """The same with the threads, for reports."""
     batch: int
-    """Rows of every call of `denoise`; callers pad."""
+    """Rows of every call of `denoise`, the bucket; callers pad."""
 
     def condition(
         self, t: NDArray[np.float64], days: Sequence[float], treatments: Sequence[float]
@@ -32,7 +34,13 @@ class Backend(Protocol):
     def denoise(
         self, sources: NDArray[np.float32], x: NDArray[np.float32], shifts: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(batch, 9, h, w), (batch, 3, h, w), (1, p) -> noise like x, logits (batch, 4, h, w)."""
+        """(batch, 9, h, w), (batch, 3, h, w), (1, p) -> noise like x, logits (batch, 4, h, w).
+
+        May be called from several threads at a time.
+        """
+
+    def halve(self) -> bool:
+        """Goes on with half the bucket, to use less memory; False where that cannot be done."""
 
 
 def load_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backend:

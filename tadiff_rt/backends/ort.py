@@ -10,6 +10,12 @@ from tadiff_rt.bundle import Artefact, Bundle
 from tadiff_rt.errors import EngineError, ResourceError
 
 PROVIDER = "CPUExecutionProvider"
+BATCH = "batch"
+"""Name of the dimension of rows in a graph for any number of them."""
+
+_STATE = ort.capi.onnxruntime_pybind11_state
+OUT_OF_MEMORY = (MemoryError, _STATE.Fail, _STATE.RuntimeException)
+"""Fail comes from the arena, RuntimeException from std::bad_alloc."""
 
 
 class OrtBackend:
@@ -19,29 +25,50 @@ class OrtBackend:
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         manifest = bundle.manifest
-        size, width = manifest.card.data.size, manifest.conditioning_width
-        denoiser = manifest.artefact("denoiser")
-        self.batch = denoiser.batch or 1
-        self.description = f"onnxruntime {ort.__version__}, {PROVIDER}, {threads} threads"
-        b = self.batch
+        self._bundle = bundle
+        self._threads = threads
+        self._artefact = manifest.artefact("denoiser")
+        self.batch = self._artefact.batch or 1
+        self.runtime = f"onnxruntime {ort.__version__}, {PROVIDER}"
+        self.description = f"{self.runtime}, {threads} threads"
         self._conditioner = _session(
             bundle,
             manifest.artefact("conditioner"),
             threads=1,
             inputs={"t": [None], "days": [1, 4], "treatments": [1, 4]},
-            outputs={"shifts": [None, width]},
+            outputs={"shifts": [None, manifest.conditioning_width]},
         )
-        self._denoiser = _session(
-            bundle,
-            denoiser,
-            threads=threads,
+        self._denoiser = self._load_denoiser()
+
+    def _load_denoiser(self) -> ort.InferenceSession:
+        """The denoiser for buckets of exactly `self.batch` rows.
+
+        A graph for any number of rows has that number fixed when it is loaded: onnxruntime then
+        fuses as for a static graph, and the bits are the same in buckets of every size.
+        """
+        size, b = self._bundle.manifest.card.data.size, self.batch
+        width = self._bundle.manifest.conditioning_width
+        return _session(
+            self._bundle,
+            self._artefact,
+            threads=self._threads,
             inputs={
                 "sources": [b, 9, size, size],
                 "x_t": [b, 3, size, size],
                 "shifts": [1, width],
             },
             outputs={"eps": [b, 3, size, size], "mask_logits": [b, 4, size, size]},
+            rows=b if self._artefact.dynamic_batch else None,
         )
+
+    def halve(self) -> bool:
+        """See `Backend.halve`."""
+        if self.batch == 1 or not self._artefact.dynamic_batch:
+            return False
+        self.batch //= 2
+        del self._denoiser  # before the next is loaded: memory is what there is none of
+        self._denoiser = self._load_denoiser()
+        return True
 
     def condition(
         self, t: NDArray[np.float64], days: Sequence[float], treatments: Sequence[float]
@@ -62,13 +89,12 @@ class OrtBackend:
         feed = {"sources": sources, "x_t": x, "shifts": shifts}
         try:
             eps, logits = self._denoiser.run(["eps", "mask_logits"], feed)
-        except (MemoryError, ort.capi.onnxruntime_pybind11_state.RuntimeException) as e:
-            raise ResourceError(
-                "TD7001",
-                f"onnxruntime could not run a batch of {self.batch}: {str(e)[:200]}",
-                fix="free memory, or export the checkpoint with a smaller --batch",
-            ) from None
-        return eps, logits
+            return eps, logits
+        except OUT_OF_MEMORY as e:
+            what = f"onnxruntime could not run a batch of {self.batch}: {str(e)[:200]}"
+        # Out here: an error with `e` behind it would keep the session, which `halve` must free.
+        fix = "free memory, use fewer workers, or export with a smaller --batch"
+        raise ResourceError("TD7001", what, fix=fix)
 
 
 def load(bundle: Bundle, threads: int) -> OrtBackend:
@@ -86,11 +112,14 @@ def _session(
     threads: int,
     inputs: dict[str, Shape],
     outputs: dict[str, Shape],
+    rows: int | None = None,
 ) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if rows is not None:
+        options.add_free_dimension_override_by_name(BATCH, rows)
     try:
         session = ort.InferenceSession(bundle.read(artefact), options, providers=[PROVIDER])
     except Exception as e:  # onnxruntime's exceptions share no base class

@@ -146,7 +146,7 @@ def test_plain_softmax_would_be_noticed(net, checkpoint, tmp_path, monkeypatch):
     exact = network.attend
     faulty = {"now": plain}
     monkeypatch.setattr(network, "attend", lambda *args: faulty["now"](*args))
-    model = denoiser_to_onnx(split(net)[1], 4, SIZE)
+    model = denoiser_to_onnx(split(net)[1], SIZE)
     faulty["now"] = exact
     import onnxruntime as ort
 
@@ -169,7 +169,7 @@ def export_once(checkpoint, tmp_path):
 
 
 def test_the_graph_holds_no_paths_and_no_foreign_operators(net):
-    model = denoiser_to_onnx(Denoiser(net).eval(), 1, SIZE)
+    model = denoiser_to_onnx(Denoiser(net).eval(), SIZE)
     text = model.SerializeToString()
     assert b"/tadiff" not in text
     assert b"site-packages" not in text
@@ -182,7 +182,7 @@ def test_the_graph_holds_no_paths_and_no_foreign_operators(net):
 
 def test_embeddings_are_not_in_the_denoiser(net):
     """No sinusoid, so no engine can compute one in half precision."""
-    names = {n.op_type for n in denoiser_to_onnx(Denoiser(net).eval(), 1, SIZE).graph.node}
+    names = {n.op_type for n in denoiser_to_onnx(Denoiser(net).eval(), SIZE).graph.node}
     assert not names & {"Sin", "Cos"}
     assert {"Sin", "Cos"} <= {n.op_type for n in conditioner_to_onnx(Conditioner(net)).graph.node}
 

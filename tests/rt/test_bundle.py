@@ -33,7 +33,7 @@ def refused(path, code):
     return str(e.value)
 
 
-@pytest.mark.parametrize("file", ["conditioner.onnx", "denoiser.fp32.b4.onnx"])
+@pytest.mark.parametrize("file", ["conditioner.onnx", "denoiser.fp32.onnx"])
 @pytest.mark.parametrize("where", [0, 1000, -1])
 def test_one_changed_byte_is_found(copy, file, where):
     path = copy / file
