@@ -6,13 +6,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tadiff_rt.batches import Float32Array
 from tadiff_rt.case import MODALITIES, Session
-from tadiff_rt.ensemble import volume_interval
 from tadiff_rt.geometry import spacing_of
 from tadiff_rt.preprocess import Prepared
-from tadiff_rt.runner import EnsembleResult, Float32Array
+from tadiff_rt.runner import EnsembleResult
+from tadiff_rt.volume import (
+    expected_pairwise_dice,
+    mean_interval,
+    volume_interval,
+    volume_quantiles,
+)
 
 VOLUME_LEVEL = 0.9
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,12 @@ class VolumeEstimate:
     level: float
     """Probability with which a further sample falls into the interval."""
     samples_ml: tuple[float, ...]
+    quantiles_ml: dict[str, float] | None = None
+    """Of the samples, by probability; those that so many samples support. None for one."""
+    mean_interval_ml: tuple[float, float] | None = None
+    """Where the mean of infinitely many samples lies at confidence `level`; None for one."""
+    pairwise_dice: float | None = None
+    """Expected Dice of the tumours of two samples, 1 where they agree; None for one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +89,7 @@ def assemble(
         return np.stack(stacks)
 
     voxel_ml = float(np.prod(spacing_of(volume.affine))) / 1000
-    volume_ml = estimate_volume(tuple((result.tumour_voxels * voxel_ml).tolist()))
+    volume_ml = estimate_volume(result, voxel_ml)
     return Forecast(
         mean=mapped(result.mean),
         std=None if result.std is None else mapped(result.std),
@@ -90,8 +104,21 @@ def assemble(
     )
 
 
-def estimate_volume(samples_ml: tuple[float, ...]) -> VolumeEstimate:
-    """Mean and prediction interval of the tumour volume; no interval for a single sample."""
+def estimate_volume(result: EnsembleResult, voxel_ml: float) -> VolumeEstimate:
+    """What the tumour voxels of the samples say of the volume; no intervals for one sample."""
+    samples_ml = tuple((result.tumour_voxels * voxel_ml).tolist())
     interval = volume_interval(samples_ml, VOLUME_LEVEL)
     mean, low, high = interval if interval else (samples_ml[0], None, None)
-    return VolumeEstimate(mean, low, high, VOLUME_LEVEL, samples_ml)
+    supported = [p for p in QUANTILES if min(p, 1 - p) * (3 * len(samples_ml) + 1) >= 2]
+    quantiles = volume_quantiles(samples_ml, supported)
+    of_mean = mean_interval(samples_ml, VOLUME_LEVEL)
+    return VolumeEstimate(
+        mean,
+        low,
+        high,
+        VOLUME_LEVEL,
+        samples_ml,
+        {f"{p:g}": q for p, q in zip(supported, quantiles, strict=True)} if quantiles else None,
+        of_mean[1:] if of_mean else None,
+        expected_pairwise_dice(result.tumour_voxels.tolist(), result.tumour_overlaps.tolist()),
+    )

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,14 +37,48 @@ def predict(
     day: Annotated[str, typer.Option("--day", help="+N days after the last session, or day N.")],
     treatment: Annotated[str, typer.Option("--treatment", help="CRT, TMZ or none, until then.")],
     out: Out,
-    samples: Annotated[str, typer.Option(help="Ensemble members; 2 or more give a spread.")] = "5",
+    samples: Annotated[
+        str, typer.Option(help="Ensemble members, 2 or more for a spread; or auto.")
+    ] = "5",
+    volume_ci: Annotated[
+        str | None,
+        typer.Option(
+            "--volume-ci",
+            help="With --samples auto: draw until the mean volume is known this well [10%].",
+        ),
+    ] = None,
+    max_samples: Annotated[str, typer.Option(help="With --samples auto: at most these.")] = "64",
     steps: Annotated[str, typer.Option(help="Network evaluations a sample.")] = "20",
+    solver: Annotated[
+        str, typer.Option(help="dpmpp_2m, unipc_2, sde_dpmpp_2m, ddim, ddpm, ...")
+    ] = "dpmpp_2m",
+    grid: Annotated[
+        str,
+        typer.Option(help="logsnr; optimised (see certify); trailing, ... to compare only."),
+    ] = "logsnr",
+    round_times: Annotated[
+        bool, typer.Option("--round-times", help="Whole timesteps only, as trained.")
+    ] = False,
+    coherence: Annotated[
+        float, typer.Option(help="Correlation of the noise of neighbouring slices, 0 to 0.99.")
+    ] = 0.0,
+    latin: Annotated[
+        bool, typer.Option("--latin", help="Stratify the noise over the samples.")
+    ] = False,
     seed: Annotated[str, typer.Option(help="0 to 2^64 - 1; same seed, same forecast.")] = "0",
     slices: Annotated[
-        str, typer.Option(help="brain, tumour (needs masks), all, k or a:b (top to bottom).")
+        str,
+        typer.Option(help="brain, tumour (needs masks), all, k, a:b or a list (top to bottom)."),
     ] = "brain",
     backend: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
     threads: Threads = None,
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Batches at a time; they share the cores.")
+    ] = 1,
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Keep finished slices here; the same command goes on from them."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a result.")] = False,
     extrapolate: Annotated[
         bool, typer.Option("--extrapolate", help="Allow days and horizons beyond training.")
@@ -80,7 +114,14 @@ def predict(
         day=day,
         treatment=treatment,
         samples=samples,
+        volume_ci=volume_ci,
+        max_samples=max_samples,
         steps=steps,
+        solver=solver,
+        grid=grid,
+        round_times=round_times,
+        coherence=coherence,
+        latin=latin,
         seed=seed,
         slices=slices,
         extrapolate=extrapolate,
@@ -104,6 +145,8 @@ def predict(
             overwrite=overwrite,
             backend=backend,
             threads=threads,
+            workers=workers,
+            work=work,
             progress=progress,
         )
     if not quiet:
@@ -146,6 +189,64 @@ def info(
         tell("\n".join(printable(line) for line in describe_bundle(opened).split("\n")))
 
 
+@app.command()
+def certify(
+    bundle: Annotated[str, typer.Argument(help="Engine bundle, a folder NAME.tadiff.")],
+    steps: Annotated[str, typer.Option(help="Network evaluations a sample.")] = "20",
+    solver: Annotated[str, typer.Option(help="As for predict.")] = "dpmpp_2m",
+    grid: Annotated[str, typer.Option(help="As for predict.")] = "logsnr",
+    round_times: Annotated[
+        bool, typer.Option("--round-times", help="Whole timesteps only, as trained.")
+    ] = False,
+    case: Annotated[
+        list[Path] | None,
+        typer.Option(help="Case to measure on, repeatable; default: the bundled one, if it fits."),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=2, max=64, help="Members of each ensemble measured.")
+    ] = 8,
+    seed: Annotated[str, typer.Option(help="Of the noise.")] = "0",
+    optimise: Annotated[
+        bool,
+        typer.Option("--optimise", help="Find levels for 5 to 12 steps; keep them in the bundle."),
+    ] = False,
+    analytic: Annotated[
+        bool, typer.Option("--analytic", help="Without the network: seconds, no case.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The certificate as JSON.")] = False,
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+) -> None:
+    """Test a sampler's settings on a bundle: order, spread, modes, masks, distance to a dense run.
+
+    Ends with exit code 6 where a setting fails. Example: tadiff-rt certify demo.tadiff --steps 10
+    """
+    from tadiff_rt.certify import command
+    from tadiff_rt.errors import raise_findings
+    from tadiff_rt.forecast import Forecaster
+    from tadiff_rt.sampling import OPTIMISED, SamplingRequest
+
+    wanted = OPTIMISED if optimise else grid
+    request = SamplingRequest(
+        steps=steps, solver=solver, grid=wanted, round_times=round_times, seed=seed
+    )
+    raise_findings(request.findings())
+    heard = (lambda message: None) if quiet else say
+    forecaster = Forecaster.load(bundle, threads=threads)
+    cases = [] if analytic else command.read_cases(forecaster, case or [], heard)
+    if optimise:
+        levels = command.optimise(forecaster, request, cases, say=heard)
+        command.store(forecaster.bundle, levels)
+        tell(_optimised(levels.model_dump()))
+        return
+    with progress_bar("certify", quiet) as progress:
+        certificate = command.certify(
+            forecaster, request, cases, samples=samples, progress=progress
+        )
+    tell(json.dumps(certificate.as_dict(), indent=2) if as_json else certificate.as_text())
+    command.require(certificate)
+
+
 @app.callback(invoke_without_command=True)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -170,6 +271,19 @@ def summary(report: dict[str, object]) -> str:
     return (
         f"day {request['day']}, {request['treatment']}: tumour {volume['mean']:.1f} ml{interval}; "
         "predicted, not acquired, research use"
+    )
+
+
+def _optimised(levels: dict[str, Any]) -> str:
+    """What was found by `certify --optimise`."""
+    times = ", ".join(f"{t:.1f}" for t in levels["times"])
+    lines = [f"times: {times}", "distance from a dense run, that of other noise being 1:"]
+    lines += [f"  {name}: {value:.4f}" for name, value in levels["distance"].items()]
+    lines += ["spread on Gaussians, sampled / true:"]
+    lines += [f"  std {std}: {ratio:.3f}" for std, ratio in levels["spread"].items()]
+    steps = len(levels["times"])
+    return "\n".join(
+        [*lines, f"stored; next: tadiff-rt predict --grid optimised --steps {steps} ..."]
     )
 
 

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from tadiff_rt.assembly import Forecast
+from tadiff_rt.backends import available_cores
+from tadiff_rt.batches import Progress
 from tadiff_rt.case import MODALITIES, Case, ReadOptions
 from tadiff_rt.errors import EngineError
 from tadiff_rt.forecast import Forecaster
+from tadiff_rt.journal import discard_journal
 from tadiff_rt.overview import check_drawing, difference_png, overview_png
 from tadiff_rt.readers import read_case
-from tadiff_rt.request import NUM_SOURCES, PredictRequest, parse_samples
-from tadiff_rt.runner import Progress
+from tadiff_rt.request import NUM_SOURCES, PredictRequest
 from tadiff_rt.write import ResultFolder, write_bytes, write_nifti
 
 MANIFEST = "forecast.json"
@@ -64,26 +66,39 @@ def predict_to_folder(
     overwrite: bool = False,
     backend: str = "auto",
     threads: int | None = None,
+    workers: int = 1,
+    work: Path | None = None,
     progress: Progress | None = None,
 ) -> Forecast:
-    """Reads a case, forecasts it and writes a result folder, complete or not at all."""
+    """Reads a case, forecasts it and writes a result folder, complete or not at all.
+
+    Args:
+        workers, work: see `Forecaster.predict`. What is kept in `work` is removed in the end.
+    """
     start = time.perf_counter()
     request.check()
     check_drawing()
     inputs = [case_path, engine]
     with ResultFolder(out, overwrite=overwrite, inputs=inputs, manifest=MANIFEST) as result:
-        forecaster = Forecaster.load(engine, backend, threads)
+        # Workers share the cores, unless the number of threads is asked for.
+        forecaster = Forecaster.load(
+            engine, backend, threads or max(1, available_cores() // workers)
+        )
         reading = time.perf_counter()
         case = read_case(case_path, options, last=NUM_SOURCES)
         read_seconds = time.perf_counter() - reading
-        result.require_space(expected_bytes(case, parse_samples(request.samples)))
-        forecast = forecaster.predict(case, progress=progress, **dataclasses.asdict(request))
+        result.require_space(expected_bytes(case, request.size().samples))
+        forecast = forecaster.predict(
+            case, progress=progress, workers=workers, work=work, **dataclasses.asdict(request)
+        )
         writing = time.perf_counter()
         write_forecast(forecast, result.path)
         seconds = forecast.report["seconds"]
         seconds.update(read=read_seconds, write=time.perf_counter() - writing)
         seconds["total"] = time.perf_counter() - start
         result.complete({**forecast.report, "files": result.files()})
+    if work is not None:
+        discard_journal(work)
     return forecast
 
 
@@ -116,8 +131,8 @@ def run_demo(
         with ResultFolder(out, overwrite=overwrite, manifest=MANIFEST) as result:
             forecaster = Forecaster.load(bundle, threads=threads)
             case = read_case(case_path, last=NUM_SOURCES)
-            each = expected_bytes(case, parse_samples(samples))
-            result.require_space(len(requests) * each + PICTURE_BYTES)
+            each = [expected_bytes(case, r.size().samples) for r in requests.values()]
+            result.require_space(sum(each) + PICTURE_BYTES)
             forecasts: dict[str, Forecast] = {}
             for number, (treatment, request) in enumerate(requests.items()):
                 forecasts[treatment] = forecaster.predict(

@@ -4,12 +4,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 from tadiff_rt.assembly import VOLUME_LEVEL, Forecast, assemble
 from tadiff_rt.backends import Backend, load_backend
+from tadiff_rt.batches import BatchRunner, Progress, Sampling
 from tadiff_rt.bundle import Bundle, open_bundle
 from tadiff_rt.case import Case, Session
+from tadiff_rt.journal import Journal, fingerprint
 from tadiff_rt.preprocess import prepare
 from tadiff_rt.report import (
     model_report,
@@ -23,14 +26,10 @@ from tadiff_rt.request import (
     Request,
     check_request,
     parse_day,
-    parse_samples,
-    parse_seed,
-    parse_steps,
     select_sources,
 )
-from tadiff_rt.runner import Progress, run_ensemble
+from tadiff_rt.runner import SampleSize, run_ensemble
 from tadiff_rt.slices import choose_slices, parse_slices
-from tadiff_rt.solvers import make_plan
 
 __all__ = ["VOLUME_LEVEL", "Forecast", "Forecaster", "choose_slices"]
 
@@ -87,34 +86,58 @@ class Forecaster:
         slices: str = "brain",
         solver: str = "dpmpp_2m",
         grid: str = "logsnr",
+        round_times: bool = False,
+        volume_ci: float | str | None = None,
+        max_samples: int | str = 64,
+        coherence: float = 0.0,
+        latin: bool = False,
         extrapolate: bool = False,
+        workers: int = 1,
+        work: Path | None = None,
         progress: Progress | None = None,
     ) -> Forecast:
         """Forecasts the scan and the tumour on a future day under a treatment.
 
-        The same case, request and seed give the same bits on one machine with one number of
-        threads, whatever else runs in the batch; `samples=8` extends `samples=4`.
+        The same case, request and seed give the same bits on one machine, whatever else runs in
+        the batch and with any number of workers; `samples=8` extends `samples=4` (but for
+        `latin`).
 
         Args:
             case: at least one session; the last three are used, fewer are padded at the front.
             day: since the first session, or "+90": since the last.
             treatment: given from the last session until `day`; a key of `case.TREATMENTS`.
-            samples: ensemble members; two or more give a spread.
-            steps: network evaluations a sample.
-            slices: "brain", "tumour" (needs masks), "all", "k" or "a:b", in the canonical grid.
+            slices: "brain", "tumour" (needs masks), "all", "k", "a:b" or a list of such, in the
+                canonical grid.
+            samples, seed, steps, solver, grid, round_times, volume_ci, max_samples, coherence,
+                latin: how the ensemble is drawn; see `sampling.SamplingRequest`.
             extrapolate: days and horizons beyond training are noted instead of refused.
+            workers: batches computed at a time; each uses the threads of the backend.
+            work: a folder that keeps finished slices: the same request goes on from them after
+                an interruption. Not removed; see `journal.discard_journal`.
 
         Raises:
             InputDataError, UsageError: the case or the request cannot be used.
             NumericsError: a sample is not finite.
         """
-        card = self.bundle.manifest.card
-        PredictRequest(
-            day=day, treatment=treatment, samples=samples, steps=steps, seed=seed, slices=slices
-        ).check()
-        samples, seed = parse_samples(samples), parse_seed(seed)
-        steps = parse_steps(steps, self._schedule.num_train_timesteps)
-        choice = parse_slices(slices)
+        asked = PredictRequest(
+            day=day,
+            treatment=treatment,
+            samples=samples,
+            volume_ci=volume_ci,
+            max_samples=max_samples,
+            steps=steps,
+            seed=seed,
+            solver=solver,
+            grid=grid,
+            round_times=round_times,
+            coherence=coherence,
+            latin=latin,
+            slices=slices,
+            extrapolate=extrapolate,
+        )
+        asked.check()
+        manifest = self.bundle.manifest
+        card = manifest.card
         request = Request(parse_day(day, case.sessions[-1].day), treatment)
         relaxed = check_request(
             request,
@@ -125,36 +148,40 @@ class Forecaster:
             extrapolate=extrapolate,
         )
         sources, padding = select_sources(case)
-        plan = make_plan(self._schedule, solver, steps, grid, card.start_lam)
+        size = asked.size()
+        sampling = Sampling(
+            asked.plan(self._schedule, card.start_lam, manifest.optimised),
+            asked.noise(),
+            card.x0_range,
+            informed=card.start_lam is not None,
+        )
         watch = Stopwatch({"load": self._load_seconds})
         with watch.stage("prepare"):
             prepared = prepare(sources, card.data)
-            chosen = choose_slices(prepared, choice)
+            chosen = choose_slices(prepared, parse_slices(slices))
         with watch.stage("condition"):
-            shifts = self.backend.condition(plan.t, *conditions(sources, request, card.treatments))
+            shifts = self.backend.condition(
+                sampling.plan.t, *conditions(sources, request, card.treatments)
+            )
         with watch.stage("sample"):
+            inside = prepared.window.inside(prepared.grid.shape)
+            # How many samples are enough depends on all slices; otherwise each stands alone.
+            together = chosen if size.volume_ci else ()
             result = run_ensemble(
-                self.backend,
-                plan,
-                shifts,
-                prepared.sources,
-                prepared.window.inside(prepared.grid.shape),
+                BatchRunner(self.backend, sampling, shifts, prepared.sources, workers, progress),
+                inside,
                 chosen,
-                samples,
-                seed,
-                x0_range=card.x0_range,
-                informed=card.start_lam is not None,
-                progress=progress,
+                size,
+                self._journal(work, sampling, size, shifts, prepared.sources, inside, together),
             )
         notes = [*case.notes, *relaxed, *([padding] if padding else []), *prepared.notes]
         report = {
             "model": model_report(self.bundle, self.backend),
             "request": {"day": request.day, "treatment": request.treatment},
             "sources": [session_report(session) for session in sources],
-            "notes": without_names(notes, case),
+            "notes": [*without_names(notes, case), *result.notes],
             "sampling": {
-                **sampling_report(plan, samples, seed, chosen, self.backend.batch),
-                "x0_range": card.x0_range,
+                **sampling_report(sampling, size, result, chosen, self.backend.batch),
                 "start_lam": card.start_lam,
             },
         }
@@ -163,6 +190,25 @@ class Forecaster:
         report["volume_ml"] = volume_report(forecast.volume_ml, len(chosen))
         report["seconds"] = watch.seconds
         return forecast
+
+    def _journal(
+        self, work: Path | None, sampling: Sampling, size: SampleSize, *arrays: object
+    ) -> Journal | None:
+        """The journal of this very forecast in `work`."""
+        if work is None:
+            return None
+        parts = [
+            self.bundle.manifest_sha256,
+            version("tadiff"),
+            self.backend.runtime,
+            sampling.plan.table,
+            sampling.noise,
+            sampling.x0_range,
+            sampling.informed,
+            size,
+            *arrays,
+        ]
+        return Journal(work, fingerprint(parts))
 
 
 def conditions(

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tadiff_rt.assembly import Forecast
+from tadiff_rt.batches import Float32Array
 from tadiff_rt.case import MODALITIES
 from tadiff_rt.errors import EngineError, UsageError
 from tadiff_rt.readers.tables import quoted
-from tadiff_rt.runner import Float32Array
 
 TITLES = ("T1", "T1c", "FLAIR")
 WARNING = "predicted, not acquired, research use"

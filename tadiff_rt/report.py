@@ -7,9 +7,10 @@ from typing import Any
 
 from tadiff_rt.assembly import VolumeEstimate
 from tadiff_rt.backends import Backend
+from tadiff_rt.batches import Sampling
 from tadiff_rt.bundle import Bundle
 from tadiff_rt.case import MODALITIES, Case, Session
-from tadiff_rt.solvers import SolverPlan
+from tadiff_rt.runner import EnsembleResult, SampleSize
 
 
 def model_report(bundle: Bundle, backend: Backend) -> dict[str, Any]:
@@ -33,6 +34,9 @@ def volume_report(volume: VolumeEstimate, num_slices: int) -> dict[str, Any]:
         "interval": [volume.low_ml, volume.high_ml],
         "level": volume.level,
         "samples": list(volume.samples_ml),
+        "quantiles": volume.quantiles_ml,
+        "interval_of_the_mean": volume.mean_interval_ml,
+        "pairwise_dice": volume.pairwise_dice,
         "covers": f"{num_slices} forecast slices",
     }
 
@@ -67,16 +71,27 @@ def session_report(session: Session) -> dict[str, Any]:
 
 
 def sampling_report(
-    plan: SolverPlan, samples: int, seed: int, slices: tuple[int, ...], batch: int
+    sampling: Sampling,
+    size: SampleSize,
+    result: EnsembleResult,
+    slices: tuple[int, ...],
+    batch: int,
 ) -> dict[str, Any]:
     """How the ensemble was drawn."""
+    plan, noise = sampling.plan, sampling.noise
+    samples = len(result.tumour_voxels)
     return {
         "solver": plan.solver,
         "grid": plan.grid,
         "steps": plan.num_steps,
+        "times": [round(t, 4) for t in plan.t.tolist()],
         "network_evaluations": plan.nfe * samples * len(slices),
         "samples": samples,
-        "seed": seed,
+        "volume_ci": size.volume_ci,
+        "seed": noise.seed,
+        "coherence": noise.coherence,
+        "latin": noise.latin is not None,
         "slices": list(slices),
         "batch": batch,
+        "x0_range": sampling.x0_range,
     }

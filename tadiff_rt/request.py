@@ -4,25 +4,19 @@ Everything is checked against the case and the trained range before a network is
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from tadiff_rt.case import MODALITIES, TREATMENTS, Case, Session
 from tadiff_rt.errors import TableError, TadiffError, UsageError, raise_findings
 from tadiff_rt.readers.tables import check_treatment, date_like, quoted
+from tadiff_rt.sampling import SamplingRequest, findings_of
 from tadiff_rt.slices import parse_slices
 
 NUM_SOURCES = 3
 """Sessions the network is conditioned on."""
 
-MAX_SAMPLES = 10_000
-MAX_STEPS = 100_000
-"""Timesteps that any schedule may have; a bundle's own schedule has its own limit."""
-
-MAX_SEED = 2**64 - 1
-
 _DAY = re.compile(r"(\+?)([0-9]{1,5})", re.ASCII)
-_WHOLE = re.compile(r"[0-9]{1,20}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -36,14 +30,11 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictRequest:
+class PredictRequest(SamplingRequest):
     """A request as it is typed, before a case or a network is known; see `Forecaster.predict`."""
 
     day: int | str
     treatment: str
-    samples: int | str = 5
-    steps: int | str = 20
-    seed: int | str = 0
     slices: str = "brain"
     extrapolate: bool = False
 
@@ -51,22 +42,14 @@ class PredictRequest:
         """What can be said of the request alone.
 
         Raises:
-            UsageError, TableError: carrying every problem: TD3011 day, TD3015 samples, TD3016
-                steps, TD3017 seed, TD3018 slices, TD3314 treatment.
+            UsageError, TableError: carrying every problem: TD3011 day, TD3018 slices, TD3314
+                treatment, and those of `SamplingRequest.findings`.
         """
-        findings: list[TadiffError] = []
-        parts: tuple[Callable[[], object], ...] = (
-            lambda: parse_day(self.day, 0),
-            lambda: parse_samples(self.samples),
-            lambda: parse_steps(self.steps),
-            lambda: parse_seed(self.seed),
-            lambda: parse_slices(self.slices),
-        )
-        for parse in parts:
-            try:
-                parse()
-            except UsageError as error:
-                findings.append(error)
+        findings = [
+            *findings_of(lambda: parse_day(self.day, 0)),
+            *self.findings(),
+            *findings_of(lambda: parse_slices(self.slices)),
+        ]
         unknown = check_treatment(self.treatment, "--treatment")
         raise_findings([*findings, *([unknown] if unknown else [])])
 
@@ -203,27 +186,3 @@ def select_sources(
     elif count > NUM_SOURCES:
         note = f"the last {NUM_SOURCES} of {count} sessions are used: {names}"
     return (first, second, third), note
-
-
-def parse_samples(value: str | int) -> int:
-    """The number of samples; UsageError TD3015 outside 1 to MAX_SAMPLES."""
-    return _whole(value, 1, MAX_SAMPLES, "--samples", "TD3015")
-
-
-def parse_steps(value: str | int, num_train_timesteps: int = MAX_STEPS) -> int:
-    """The number of solver steps; UsageError TD3016 outside 1 to `num_train_timesteps`."""
-    return _whole(value, 1, num_train_timesteps, "--steps", "TD3016")
-
-
-def parse_seed(value: str | int) -> int:
-    """The seed; UsageError TD3017 outside 0 to 2^64 - 1."""
-    return _whole(value, 0, MAX_SEED, "--seed", "TD3017")
-
-
-def _whole(value: str | int, low: int, high: int, option: str, code: str) -> int:
-    # The pattern, not int(): "1_000", " 7" and full-width digits are typing errors.
-    text = str(value)
-    if not _WHOLE.fullmatch(text) or not low <= int(text) <= high:
-        what = f"{option} must be a whole number from {low} to {high}, got {quoted(text)}"
-        raise UsageError(code, what, where=option)
-    return int(text)

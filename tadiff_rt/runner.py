@@ -1,24 +1,40 @@
-"""The one loop over slices, samples and solver steps, in batches of a fixed size."""
+"""An ensemble of one request: which samples of which slices, and the statistics they leave."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tadiff_rt.backends import Backend
+from tadiff_rt.batches import BatchRunner, Float32Array, Row
 from tadiff_rt.ensemble import SliceStatistics
-from tadiff_rt.errors import NumericsError
-from tadiff_rt.noise import initial_noise, step_noise
-from tadiff_rt.solvers import SolverPlan, noised, solve
+from tadiff_rt.journal import Journal
+from tadiff_rt.volume import MIN_AUTO_SAMPLES, enough_samples
 
 TARGET_SLOT = 3
 """Slot of the forecast among the four sessions; sources fill 0 ... 2."""
 
-Progress = Callable[[int, int], None]
-"""(network evaluations of the batch size done, in total)."""
+AUTO_ROUND = 2
+"""Samples added at a time until there are enough."""
 
-Float32Array = NDArray[np.float32]
+
+@dataclass(frozen=True)
+class SampleSize:
+    """How many samples: a number, or until the mean tumour volume is known well enough."""
+
+    samples: int
+    """Exactly so many; with `volume_ci` at most."""
+    volume_ci: float | None = None
+    """Relative half-width of the interval of the mean volume to reach; see `enough_samples`."""
+
+    def next_round(self, tumour_voxels: Sequence[int]) -> int:
+        """How many samples to add to those whose tumour voxels are given; 0 when done."""
+        drawn = len(tumour_voxels)
+        if self.volume_ci is None:
+            return self.samples - drawn
+        if drawn and enough_samples(tumour_voxels, self.volume_ci):
+            return 0
+        return min(AUTO_ROUND if drawn else MIN_AUTO_SAMPLES, self.samples - drawn)
 
 
 @dataclass(eq=False)
@@ -33,6 +49,10 @@ class EnsembleResult:
     """(d, size, size)."""
     tumour_voxels: NDArray[np.int64]
     """(samples,) voxels with tumour in each sample, over the forecast slices."""
+    tumour_overlaps: NDArray[np.int64]
+    """(samples - 1,) of them, those that a sample shares with the one before."""
+    notes: list[str] = field(default_factory=list)
+    """What happened on the way that the user should know."""
 
     @classmethod
     def empty(cls, depth: int, size: int, samples: int) -> "EnsembleResult":
@@ -43,6 +63,7 @@ class EnsembleResult:
             images.copy() if samples > 1 else None,
             np.zeros((depth, size, size), np.float32),
             np.zeros(samples, np.int64),
+            np.zeros(samples - 1, np.int64),
         )
 
     def take(self, at: int, statistics: SliceStatistics) -> None:
@@ -52,119 +73,98 @@ class EnsembleResult:
             self.std[:, at] = statistics.std
         self.probability[at] = statistics.tumour_probability
         self.tumour_voxels += statistics.areas
+        self.tumour_overlaps += np.array(statistics.overlaps, np.int64)
 
 
 def run_ensemble(
-    backend: Backend,
-    plan: SolverPlan,
-    shifts: Float32Array,
-    sources: Float32Array,
+    runner: BatchRunner,
     inside: NDArray[np.bool_],
     slices: Sequence[int],
-    samples: int,
-    seed: int,
-    x0_range: tuple[float, float] | None = None,
-    informed: bool = False,
-    progress: Progress | None = None,
+    size: SampleSize,
+    journal: Journal | None = None,
 ) -> EnsembleResult:
-    """Draws `samples` forecasts of every slice.
+    """Draws samples of every slice until there are as many as `size` asks for.
 
-    Rows, one a (slice, sample) pair, fill batches of exactly `backend.batch`; the last batch is
-    padded with zeros. A runtime computes a row of a batch alike wherever it stands and whatever
-    the others hold, so the bits of a sample do not depend on what else was asked.
-    Samples of a slice are adjacent and in order, hence statistics stream: beside the result, only
-    one batch and the statistics of the slices in it are held.
+    Samples of a slice are adjacent and in order, hence statistics stream. Memory: one row of the
+    result a slice, 12 float64 images of one channel for the statistics of each open slice, 18
+    more while a sample is added, some hundred bytes a row, and what `BatchRunner` says. With a
+    fixed number of samples one slice is open at a time; with `volume_ci` every slice is, since
+    whether to go on depends on all of them.
 
     Args:
-        shifts: (num_steps, p) conditioning, from `backend.condition`.
-        sources: (d, 9, size, size) clean source images.
         inside: (size, size) voxels that exist on the patient's grid; the rest is padding, which
             holds no tumour.
-        slices: indices into `sources`, increasing.
-        x0_range: of the training data; see `solve`.
-        informed: start from the noised last source instead of pure noise; see `noised`.
+        slices: indices into `runner.sources`, increasing.
+        journal: where finished slices are kept and taken from.
 
     Raises:
-        NumericsError: the network gave NaN or infinity (TD6002); names slice, sample and step.
+        NumericsError, ResourceError: see `BatchRunner.run`.
     """
-    depth, _, size, _ = sources.shape
-    rows = [(int(at), k) for at in slices for k in range(samples)]
-    shape = (3, size, size)
-    result = EnsembleResult.empty(depth, size, samples)
-    open_statistics: dict[int, SliceStatistics] = {}
-    num_batches = -(-len(rows) // backend.batch)
-    for number in range(num_batches):
-        batch = rows[number * backend.batch : (number + 1) * backend.batch]
-        of_batch = sources[[at for at, _ in batch]]
-        start = initial_noise(seed, batch, shape)
-        if informed:
-            start = noised(of_batch[:, -3:], start, plan)
-        x0, logits = _run_batch(
-            backend,
-            plan,
-            shifts,
-            batch,
-            of_batch,
-            start,
-            step_noise(seed, batch, shape) if plan.coef_noise.any() else None,
-            lambda i, done=number * plan.num_steps: (  # type: ignore[misc]
-                progress(done + i + 1, num_batches * plan.num_steps) if progress else None
-            ),
-            x0_range,
-        )
-        for k, (at, sample) in enumerate(batch):
-            statistics = open_statistics.setdefault(at, SliceStatistics(shape, shape[1:]))
-            statistics.add(x0[k], np.where(inside, logits[k, TARGET_SLOT], -np.inf))
-            if sample == samples - 1:
-                result.take(at, open_statistics.pop(at))
+    ensemble = _Ensemble(runner, inside, journal)
+    wanted = tuple(int(at) for at in slices)
+    depth, _, height, _ = runner.sources.shape
+    if size.volume_ci is None:
+        result = EnsembleResult.empty(depth, height, size.samples)
+        ensemble.draw(wanted, size.samples, {}, result.take)
+    else:
+        every = ensemble.draw_enough(wanted, size)
+        result = EnsembleResult.empty(depth, height, every[wanted[0]].count)
+        for at, statistics in every.items():
+            result.take(at, statistics)
+    result.notes += runner.notes
     return result
 
 
-def _run_batch(
-    backend: Backend,
-    plan: SolverPlan,
-    shifts: Float32Array,
-    batch: Sequence[tuple[int, int]],
-    sources: Float32Array,
-    x_T: Float32Array,
-    noise: Callable[[int], Float32Array] | None,
-    on_step: Callable[[int], None],
-    x0_range: tuple[float, float] | None,
-) -> tuple[Float32Array, Float32Array]:
-    """Runs the plan on one batch, padded to the backend's size; without the padding."""
-    count = len(x_T)
-    padded = _pad(sources, backend.batch)
-
-    def denoise(x: Float32Array, t: float, i: int) -> tuple[Float32Array, Float32Array]:
-        eps, logits = backend.denoise(padded, x, shifts[i : i + 1])
-        # At every step: clipping would turn an infinite estimate into a plausible one.
-        for k, (at, sample) in enumerate(batch):
-            if not (np.isfinite(eps[k]).all() and np.isfinite(logits[k]).all()):
-                raise NumericsError(
-                    "TD6002",
-                    f"sample {sample} of slice {at} is not finite at step {i} "
-                    f"({backend.description})",
-                    fix="check the source images; if they are sound, export the bundle again",
-                )
-        return eps, logits
-
-    def padded_noise(i: int) -> Float32Array:
-        assert noise is not None
-        return _pad(noise(i), backend.batch)
-
-    x0, logits = solve(
-        denoise,
-        _pad(x_T, backend.batch),
-        plan,
-        padded_noise if noise else None,
-        on_step,
-        x0_range,
-    )
-    return x0[:count], logits[:count]  # type: ignore[index]
+def _totals(areas: Sequence[Sequence[int]]) -> list[int]:
+    """Sum over slices of each sample's voxels."""
+    return [sum(column) for column in zip(*areas, strict=True)]
 
 
-def _pad(rows: Float32Array, count: int) -> Float32Array:
-    """`rows` with zero rows appended, contiguous."""
-    padded = np.zeros((count, *rows.shape[1:]), np.float32)
-    padded[: len(rows)] = rows
-    return padded
+@dataclass(eq=False)
+class _Ensemble:
+    runner: BatchRunner
+    inside: NDArray[np.bool_]
+    journal: Journal | None
+
+    def draw_enough(self, slices: Sequence[int], size: SampleSize) -> dict[int, SliceStatistics]:
+        """Adds samples to every slice until `size` is satisfied."""
+        every: dict[int, SliceStatistics] = {}
+        # An interrupted run had found so many to be not enough, or was drawing them.
+        more = self.journal.most_samples(slices) if self.journal else 0
+        more = more or size.next_round([])
+        while more:
+            drawn = every[slices[0]].count if every else 0
+            self.draw(slices, drawn + more, every, every.__setitem__)
+            more = size.next_round(_totals([every[at].areas for at in slices]))
+        return every
+
+    def draw(
+        self,
+        slices: Sequence[int],
+        samples: int,
+        so_far: dict[int, SliceStatistics],
+        finished: Callable[[int, SliceStatistics], None],
+    ) -> None:
+        """Brings every slice to `samples` samples, from what `so_far` or the journal has of it."""
+        begun: dict[int, SliceStatistics] = {}
+        rows: list[Row] = []
+        for at in slices:
+            statistics = so_far.get(at) or (self.journal.load(at) if self.journal else None)
+            if statistics is None or statistics.count > samples:
+                rows += [(at, k) for k in range(samples)]
+            elif statistics.count == samples:
+                finished(at, statistics)
+            else:
+                begun[at] = statistics
+                rows += [(at, k) for k in range(statistics.count, samples)]
+        for (at, sample), image, logits in self.runner.run(rows):
+            statistics = begun.setdefault(at, self._new())
+            statistics.add(image, np.where(self.inside, logits[TARGET_SLOT], -np.inf))
+            if sample == samples - 1:
+                if self.journal:
+                    self.journal.save(at, statistics)
+                finished(at, begun.pop(at))
+
+    def _new(self) -> SliceStatistics:
+        _, _, height, width = self.runner.sources.shape
+        return SliceStatistics((3, height, width), (height, width))

@@ -22,10 +22,9 @@ _NAMED: tuple[Literal["all", "brain", "tumour"], ...] = ("all", "brain", "tumour
 class SliceChoice:
     """Which slices of a volume to forecast; resolved when the volume is known."""
 
-    kind: Literal["all", "brain", "tumour", "range"]
-    start: int = 0
-    stop: int = 0
-    """For "range": the slices start, ..., stop - 1."""
+    kind: Literal["all", "brain", "tumour", "listed"]
+    listed: tuple[int, ...] = ()
+    """For "listed": the slices, increasing."""
 
     def resolve(
         self,
@@ -43,11 +42,11 @@ class SliceChoice:
         Raises:
             UsageError: TD3019 outside the volume, TD3020 no slice is chosen.
         """
-        if self.kind == "range":
-            if self.stop > num_slices:
-                what = f"slice {self.stop - 1} is outside the volume, 0 to {num_slices - 1}"
+        if self.kind == "listed":
+            if self.listed[-1] >= num_slices:
+                what = f"slice {self.listed[-1]} is outside the volume, 0 to {num_slices - 1}"
                 raise UsageError("TD3019", what, where="--slices")
-            return np.arange(self.start, self.stop)
+            return np.array(self.listed)
         if self.kind == "all":
             return np.arange(num_slices)
         chosen = has_brain if self.kind == "brain" else has_tumour
@@ -61,7 +60,7 @@ class SliceChoice:
 
 
 def parse_slices(text: str | int) -> SliceChoice:
-    """What "all", "brain", "tumour", "k" (one slice) or "a:b" (a to b - 1) chooses.
+    """What "all", "brain", "tumour", "k", "a:b" (a to b - 1) or a list "k,a:b" chooses.
 
     Raises:
         UsageError: TD3018, the text is none of them.
@@ -69,13 +68,17 @@ def parse_slices(text: str | int) -> SliceChoice:
     for kind in _NAMED:
         if text == kind:
             return SliceChoice(kind)
-    match = _SLICES.fullmatch(str(text))
-    if match:
-        start = int(match[1])
-        stop = int(match[3]) if match[2] else start + 1
-        if stop > start:
-            return SliceChoice("range", start, stop)
-    what = f"slices {quoted(str(text))} is none of all, brain, tumour, k, a:b with a < b"
+    listed: set[int] = set()
+    for part in str(text).split(","):
+        match = _SLICES.fullmatch(part)
+        start = int(match[1]) if match else 0
+        stop = int(match[3]) if match and match[2] else start + 1
+        if match is None or stop <= start:
+            break
+        listed.update(range(start, stop))
+    else:
+        return SliceChoice("listed", tuple(sorted(listed)))
+    what = f"slices {quoted(str(text))} is none of all, brain, tumour, k, a:b with a < b, k,l,a:b"
     raise UsageError("TD3018", what, where="--slices")
 
 

@@ -5,12 +5,13 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from tadiff_rt.bundle import open_bundle
+from tadiff_rt.bundle import OptimisedLevels, open_bundle
 from tadiff_rt.case import Case, Session
 from tadiff_rt.errors import NumericsError, TableError, UsageError
 from tadiff_rt.forecast import Forecast, Forecaster
-from tadiff_rt.noise import normal
+from tadiff_rt.noise import NoiseSource, normal
 from tadiff_rt.readers import read_case
 
 REQUEST = {"day": "+90", "treatment": "TMZ", "samples": 2, "steps": 3, "slices": "4:6"}
@@ -167,29 +168,163 @@ def test_seeds_differ(forecaster, case, before):
 
 
 def test_a_sample_does_not_depend_on_its_batch(bundle_of_one, case, before):
-    """Batch 1 and batch 4 are different programs: equal up to rounding, not to the bit."""
+    """The graph is loaded for batches of 1 and of 4: bitwise equal."""
     alone = Forecaster.load(bundle_of_one, threads=1).predict(case, **REQUEST)
-    scale = np.abs(before.mean).max()
-    assert np.abs(alone.mean - before.mean).max() < 1e-4 * scale
-    assert np.abs(alone.tumour_probability - before.tumour_probability).max() < 1e-4
+    assert (alone.report["sampling"]["batch"], before.report["sampling"]["batch"]) == (1, 4)
+    assert same(alone, before)
 
 
-def test_a_slice_does_not_depend_on_the_others(forecaster, case, before):
-    """Slices 3 to 5 fill other places of the batches than 4 and 5 alone: bitwise equal."""
-    wider = forecaster.predict(case, **{**REQUEST, "slices": "3:7"})
+VARIANTS = [{}, {"solver": "ddpm"}, {"solver": "unipc_3"}, {"solver": "dpmpp_2s"}]
+
+
+def varied(request: dict) -> str:
+    return request.get("solver", "default")
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=varied)
+def test_workers_threads_and_the_order_of_slices_change_no_bit(options, bundle, forecaster, case):
+    request = {**REQUEST, **options, "samples": 3}
+    expected = forecaster.predict(case, **request)
+    two_threads = Forecaster.load(bundle, threads=2)
+    for other in (
+        forecaster.predict(case, **request, workers=3),
+        forecaster.predict(case, **{**request, "slices": "5,4"}, workers=2),
+        two_threads.predict(case, **request),
+    ):
+        assert same(expected, other)
+        assert other.slices == (4, 5)
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=varied)
+def test_a_slice_does_not_depend_on_the_others(options, forecaster, case):
+    """Slices 3 to 6 fill other places of the batches than 4 and 5 alone: bitwise equal."""
+    request = {**REQUEST, **options}
+    narrow = forecaster.predict(case, **request)
+    wider = forecaster.predict(case, **{**request, "slices": "6,3:6"})
     for at in (4, 5):
         for mine, theirs in (
-            (before.ensemble.mean, wider.ensemble.mean),
-            (before.ensemble.std, wider.ensemble.std),
+            (narrow.ensemble.mean[:, at], wider.ensemble.mean[:, at]),
+            (narrow.ensemble.std[:, at], wider.ensemble.std[:, at]),
+            (narrow.ensemble.probability[at], wider.ensemble.probability[at]),
         ):
-            assert np.array_equal(mine[:, at], theirs[:, at])
+            assert np.array_equal(mine, theirs)
 
 
-def test_more_samples_extend_fewer(forecaster, case):
-    few, more = (
-        forecaster.predict(case, **{**REQUEST, "samples": n}).volume_ml.samples_ml for n in (2, 5)
+@pytest.mark.parametrize("options", VARIANTS, ids=varied)
+def test_more_samples_extend_fewer(options, forecaster, case):
+    """Tumour volumes and overlaps of the first four are those of four."""
+    request = {**REQUEST, **options, "slices": "5"}
+    few, more = (forecaster.predict(case, **{**request, "samples": n}) for n in (4, 8))
+    assert more.volume_ml.samples_ml[:4] == few.volume_ml.samples_ml
+    assert len(set(more.volume_ml.samples_ml)) > 4
+    overlaps = [forecast.ensemble.tumour_overlaps.tolist() for forecast in (few, more)]
+    assert overlaps[1][:3] == overlaps[0]
+
+
+def test_noise_drawn_by_the_batch_would_be_noticed(forecaster, case, monkeypatch):
+    """The order of rows decides then: neither more slices nor more samples extend fewer."""
+
+    def by_the_batch(self, rows, shape):
+        return np.random.default_rng(0).standard_normal((len(rows), *shape)).astype(np.float32)
+
+    monkeypatch.setattr(NoiseSource, "initial", by_the_batch)
+    narrow, wider = (
+        forecaster.predict(case, **{**REQUEST, "slices": slices}) for slices in ("4:6", "3:6")
     )
-    assert more[:2] == few
+    assert not np.array_equal(narrow.ensemble.mean[:, 4], wider.ensemble.mean[:, 4])
+    few, more = (
+        forecaster.predict(case, **{**REQUEST, "samples": n}).volume_ml.samples_ml for n in (3, 5)
+    )
+    assert more[:3] != few
+
+
+def test_an_open_number_of_samples_ends_at_a_fixed_one(forecaster, case):
+    """As many as are enough (here at once), or as are allowed; bitwise the fixed run."""
+    for options, n in (
+        ({"volume_ci": "100%"}, 6),
+        ({"volume_ci": 0.001, "max_samples": 7}, 7),
+        ({"max_samples": "3", "volume_ci": 0.001}, 3),
+    ):
+        auto = forecaster.predict(case, **{**REQUEST, "samples": "auto"}, **options, workers=2)
+        assert len(auto.volume_ml.samples_ml) == n
+        assert same(auto, forecaster.predict(case, **{**REQUEST, "samples": n}))
+
+
+def test_the_report_says_how_sure_the_volume_is(forecaster, case):
+    """Student's intervals and median-unbiased quantiles of the samples, by scipy."""
+    auto = {**REQUEST, "samples": "auto", "volume_ci": "0.1%", "max_samples": 8}
+    report = forecaster.predict(case, **auto).report
+    sampling, volume = report["sampling"], report["volume_ml"]
+    assert (sampling["samples"], sampling["volume_ci"]) == (8, 0.001)
+    assert sampling["network_evaluations"] == 3 * 8 * 2
+    assert len(volume["samples"]) == 8
+    t, s = scipy.stats.t.ppf(0.95, 7), np.std(volume["samples"], ddof=1)
+    mean = np.mean(volume["samples"])
+    assert volume["mean"] == pytest.approx(mean)
+    for name, reach in (
+        ("interval_of_the_mean", t * s / np.sqrt(8)),
+        ("interval", t * s * np.sqrt(1 + 1 / 8)),
+    ):
+        assert volume[name] == pytest.approx((max(0, mean - reach), mean + reach))
+    # 8 samples support 2/25 … 23/25: not 0.05 and 0.95.
+    assert list(volume["quantiles"]) == ["0.25", "0.5", "0.75"]
+    expected = scipy.stats.mstats.mquantiles(volume["samples"], [0.25, 0.5, 0.75], 1 / 3, 1 / 3)
+    assert list(volume["quantiles"].values()) == pytest.approx(expected.tolist())
+    assert 0 < volume["pairwise_dice"] <= 1
+    one = forecaster.predict(case, **{**REQUEST, "samples": 1}).report
+    assert (one["sampling"]["samples"], one["sampling"]["volume_ci"]) == (1, None)
+    for name in ("quantiles", "interval_of_the_mean", "pairwise_dice"):
+        assert one["volume_ml"][name] is None
+
+
+def test_pairwise_dice_is_that_of_the_members(forecaster, case):
+    """The second member's probability is twice the mean of both less the first's."""
+    one, two = (forecaster.predict(case, **{**REQUEST, "samples": n}) for n in (1, 2))
+    first = one.ensemble.probability > 0.5
+    second = 2 * two.ensemble.probability.astype(float) - one.ensemble.probability > 0.5
+    dice = 2 * (first & second).sum() / (first.sum() + second.sum())
+    assert two.report["volume_ml"]["pairwise_dice"] == pytest.approx(dice, rel=1e-3)
+
+
+def with_levels(forecaster, *times, solver="dpmpp_2m"):
+    """The same network with optimised levels in its manifest."""
+    held = OptimisedLevels(
+        solver=solver, start_lam=None, times=times, distance={}, spread={}, searched_on="nothing"
+    )
+    manifest = forecaster.bundle.manifest.model_copy(update={"optimised": (held,)})
+    return Forecaster(
+        dataclasses.replace(forecaster.bundle, manifest=manifest), forecaster.backend, 0.0
+    )
+
+
+def test_optimised_levels_of_the_bundle_are_run(forecaster, case, before):
+    """What the network is asked for are exactly these times."""
+    asked = []
+
+    class Watching(Faulty):
+        def condition(self, t, days, treatments):
+            asked.append(t.tolist())
+            return self._inner.condition(t, days, treatments)
+
+    watching = Forecaster(forecaster.bundle, Watching(forecaster.backend, ""), 0.0)
+    times = (1000.0, 613.25, 2.5)
+    held = with_levels(watching, *times)
+    forecast = held.predict(case, **REQUEST, grid="optimised")
+    assert asked == [list(times)]
+    assert forecast.report["sampling"]["times"] == list(times)
+    assert forecast.report["sampling"]["grid"] == "optimised"
+    assert not same(forecast, before)
+    assert same(held.predict(case, **REQUEST), before)
+
+
+@pytest.mark.parametrize("change", [{"steps": 4}, {"solver": "ddim"}])
+def test_a_bundle_without_such_levels_says_so(change, forecaster, case):
+    held = with_levels(forecaster, 1000.0, 613.25, 2.5)
+    for other in (held, forecaster):
+        request = {**REQUEST, "grid": "optimised", **(change if other is held else {})}
+        with pytest.raises(UsageError, match="no optimised levels") as e:
+            other.predict(case, **request)
+        assert e.value.code == "TD3056"
 
 
 def test_statistics_are_those_of_the_samples(forecaster, case):
@@ -335,7 +470,8 @@ def test_a_long_horizon_is_refused_unless_it_is_asked_for(forecaster, case):
 def test_progress_counts_every_evaluation(forecaster, case):
     calls = []
     forecaster.predict(case, **REQUEST, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(i, 3) for i in (1, 2, 3)]  # 2 slices x 2 samples fill one batch of 4
+    # 2 slices x 2 samples fill one batch of 4, which takes 3 steps
+    assert calls == [(4, 12), (8, 12), (12, 12)]
 
 
 class Broken(Faulty):
@@ -376,8 +512,13 @@ def test_a_sample_that_is_not_finite_is_named(value, output, forecaster, case):
         ({"seed": -1}, UsageError, None),
         ({"slices": "5:5"}, UsageError, None),
         ({"slices": "8:12"}, UsageError, None),
-        ({"grid": "karras"}, UsageError, None),
-        ({"solver": "euler"}, UsageError, None),
+        ({"grid": "even"}, UsageError, "TD3041"),
+        ({"solver": "euler"}, UsageError, "TD3042"),
+        ({"volume_ci": "10%"}, UsageError, "TD3021"),
+        ({"samples": "auto", "volume_ci": "0%"}, UsageError, "TD3021"),
+        ({"samples": "auto", "max_samples": 0}, UsageError, "TD3015"),
+        ({"samples": "auto", "latin": True}, UsageError, "TD3049"),
+        ({"coherence": 1.0}, UsageError, "TD3048"),
     ],
 )
 def test_requests_that_cannot_be_answered(change, error, code, forecaster, case):

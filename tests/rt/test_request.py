@@ -5,16 +5,8 @@ import pytest
 
 from tadiff_rt.case import MODALITIES, Case, Session, Volume
 from tadiff_rt.errors import TableError, TadiffError, UsageError
-from tadiff_rt.request import (
-    PredictRequest,
-    Request,
-    check_request,
-    parse_day,
-    parse_samples,
-    parse_seed,
-    parse_steps,
-    select_sources,
-)
+from tadiff_rt.request import PredictRequest, Request, check_request, parse_day, select_sources
+from tadiff_rt.sampling import parse_samples, parse_seed, parse_steps
 
 
 def case_of(days, treatments=None, without_images=()):

@@ -28,6 +28,8 @@ TUMOUR = np.array([0, 0, 1, 1, 0, 0], bool)
         (4, [4]),
         ("1:3", [1, 2]),
         ("0:6", [0, 1, 2, 3, 4, 5]),
+        ("1,2", [1, 2]),
+        ("4,0:2,1", [0, 1, 4]),
     ],
 )
 def test_slices_mean_what_they_say(text, slices):
@@ -35,13 +37,32 @@ def test_slices_mean_what_they_say(text, slices):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "3:3", "4:2", ":3", "3:", "1:2:3", "-1", "tumor", "All", "1,2", "\uff11", "1e1"]
+    "text",
+    [
+        "",
+        "3:3",
+        "4:2",
+        ":3",
+        "3:",
+        "1:2:3",
+        "-1",
+        "tumor",
+        "All",
+        "1,",
+        ",1",
+        "1,,2",
+        "1, 2",
+        "1,3:3",
+        "1,all",
+        "\uff11",
+        "1e1",
+    ],
 )
 def test_malformed_slices_are_refused(text):
     assert codes(parse_slices, text) == ["TD3018"]
 
 
-@pytest.mark.parametrize("text", ["6", "5:7", "999999"])
+@pytest.mark.parametrize("text", ["6", "5:7", "999999", "6,0"])
 def test_slices_outside_the_volume_are_refused(text):
     with pytest.raises(UsageError, match="outside the volume, 0 to 5") as caught:
         parse_slices(text).resolve(6, BRAIN, None)

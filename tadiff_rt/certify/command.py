@@ -1,0 +1,231 @@
+"""What `tadiff-rt certify` does, callable from Python."""
+
+from collections.abc import Callable, Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+
+from tadiff_rt.batches import Progress
+from tadiff_rt.bundle import MANIFEST, Bundle, OptimisedLevels
+from tadiff_rt.case import Case
+from tadiff_rt.certify.network import certify_network
+from tadiff_rt.certify.optimise import (
+    POSTERIOR_STDS,
+    Judge,
+    Sample,
+    gram_of_trajectory,
+    keeps_spread,
+    search,
+    shortest_path,
+    spread_of,
+)
+from tadiff_rt.certify.report import (
+    Certificate,
+    Check,
+    analytic_checks,
+    network_checks,
+    order_check,
+)
+from tadiff_rt.commands import DEMO_CASE
+from tadiff_rt.errors import InputDataError, NumericsError, UsageError
+from tadiff_rt.forecast import Forecaster
+from tadiff_rt.preprocess import prepare
+from tadiff_rt.readers import read_case
+from tadiff_rt.request import NUM_SOURCES, select_sources
+from tadiff_rt.sampling import OPTIMISED, SamplingRequest
+from tadiff_rt.slices import choose_slices, parse_slices
+from tadiff_rt.solvers import plan_at
+from tadiff_rt.write import write_json
+
+Say = Callable[[str], None]
+
+FEWEST, MOST = 5, 12
+"""Steps that levels are optimised for."""
+
+SLICES_OF_A_CASE = 4
+"""On which distances are measured, spread over the slices with tumour."""
+
+
+def certify(
+    forecaster: Forecaster,
+    request: SamplingRequest,
+    cases: Sequence[Case],
+    *,
+    samples: int = 8,
+    progress: Progress | None = None,
+) -> Certificate:
+    """The certificate of the plan that `request` would run on a bundle.
+
+    Args:
+        cases: on the first of which the distance from a dense run is measured; none for the
+            analytic part alone.
+        samples: of each of the three ensembles of that measurement.
+    """
+    manifest = forecaster.bundle.manifest
+    schedule, start_lam = manifest.card.schedule.build(), manifest.card.start_lam
+    plan = request.plan(schedule, start_lam, manifest.optimised)
+    checks: list[Check] = []
+    if request.grid not in (OPTIMISED, "all"):
+        checks.append(order_check(schedule, request.solver, request.grid))
+    checks += analytic_checks(plan, schedule, informed=start_lam is not None)
+    notes: list[str] = []
+    if cases:
+        slices = _text(tumour_slices(forecaster, cases[0])[:SLICES_OF_A_CASE])
+        checks += network_checks(
+            certify_network(
+                forecaster, cases[0], request, samples=samples, slices=slices, progress=progress
+            )
+        )
+    else:
+        notes.append("distance to a dense run not measured: no case; pass --case")
+    return Certificate(request.solver, request.grid, plan.num_steps, tuple(checks), tuple(notes))
+
+
+def require(certificate: Certificate) -> None:
+    """Raises NumericsError TD6005 for a plan that fails, naming every failed check."""
+    failed = [check for check in certificate.checks if not check.passed]
+    if failed:
+        named = "; ".join(f"{c.what} {c.value:.4g}, demanded {c.demanded}" for c in failed)
+        raise NumericsError(
+            "TD6005",
+            f"{certificate.solver} with {certificate.steps} steps on grid {certificate.grid} "
+            f"fails: {named}",
+            fix="use more steps or the grid logsnr; the default is dpmpp_2m, 20 steps, logsnr",
+        )
+
+
+def optimise(
+    forecaster: Forecaster,
+    request: SamplingRequest,
+    cases: Sequence[Case],
+    *,
+    samples: int = 4,
+    say: Say = lambda message: None,
+) -> OptimisedLevels:
+    """Searches levels for the solver and steps of `request`, and measures them on other images.
+
+    Args:
+        cases: the search sees every second one; with a single case every second of its slices.
+        samples: of each ensemble.
+
+    Raises:
+        UsageError: the steps are not in FEWEST to MOST (TD3016), or there is no case (TD3057).
+        NumericsError: nothing was found that keeps the spread of Gaussians and comes nearer to
+            the dense run than as many levels even in log-SNR (TD6005).
+    """
+    steps, seed = int(request.steps), int(request.seed)
+    if not FEWEST <= steps <= MOST:
+        what = f"levels are optimised for {FEWEST} to {MOST} steps, got {steps}"
+        raise UsageError("TD3016", what, where="--steps", fix="for example --steps 8")
+    card = forecaster.bundle.manifest.card
+    schedule, informed = card.schedule.build(), card.start_lam is not None
+    seen, unseen = _split(forecaster, cases)
+    say("recording a dense run")
+    gram, dense = gram_of_trajectory(forecaster, seen, samples, seed)
+    even = request.plan_on(schedule, card.start_lam, "logsnr").t.tolist()
+    paths = [shortest_path(gram, dense, steps, std) for std in POSTERIOR_STDS]
+    candidates = [even, *(dense.t[path].tolist() for path in paths)]
+    say("searching")
+    judge = Judge(forecaster, seen, samples, seed, request.solver)
+    times, _ = search(judge, schedule, candidates, informed=informed, say=say)
+    say("measuring on images that the search did not see")
+    test = Judge(forecaster, unseen, samples, seed, request.solver)
+    found = {
+        "these levels": test.score(test.of_times(times)),
+        "as many, even in log-SNR": test.score(test.of_grid(steps)),
+        "20, even in log-SNR": test.score(test.of_grid(20)),
+        "other noise": test.score(test.floor),
+    }
+    spread = spread_of(plan_at(schedule, request.solver, times), informed=informed)
+    _refuse_if_no_gain(found, spread)
+    return OptimisedLevels(
+        solver=request.solver,
+        start_lam=card.start_lam,
+        times=tuple(times),
+        distance={name: round(value, 4) for name, value in found.items()},
+        spread={name: round(value, 4) for name, value in spread.items()},
+        searched_on=f"{len(seen)} of {len(cases)} cases, {samples} samples a slice; distances on "
+        + ("other cases" if len(cases) > 1 else "other slices"),
+    )
+
+
+def _refuse_if_no_gain(found: dict[str, float], spread: dict[str, float]) -> None:
+    even = found["as many, even in log-SNR"]
+    if not keeps_spread(spread) or found["these levels"] >= even:
+        ratios = ", ".join(f"{ratio:.3f} at {std}" for std, ratio in spread.items())
+        raise NumericsError(
+            "TD6005",
+            f"no better levels were found: distance {found['these levels']:.4f} against "
+            f"{even:.4f} of levels even in log-SNR, spread {ratios}",
+            fix="use the grid logsnr, or search with more --case",
+        )
+
+
+def store(bundle: Bundle, levels: OptimisedLevels) -> None:
+    """Writes `levels` into the manifest of a bundle, in place of any for the same run.
+
+    Raises:
+        OutputError, ResourceError: the manifest cannot be written; the old one is still there.
+    """
+    kept = tuple(
+        old
+        for old in bundle.manifest.optimised
+        if (old.solver, len(old.times), old.start_lam)
+        != (levels.solver, len(levels.times), levels.start_lam)
+    )
+    manifest = bundle.manifest.model_copy(update={"optimised": (*kept, levels)})
+    write_json(bundle.path / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def read_cases(forecaster: Forecaster, folders: Sequence[Path], say: Say) -> list[Case]:
+    """The cases in `folders`; without any, the bundled one where the bundle can take it."""
+    if folders:
+        return [read_case(folder, last=NUM_SOURCES) for folder in folders]
+    with as_file(files("tadiff_rt") / "data" / DEMO_CASE) as folder:
+        if not folder.is_dir():
+            return []
+        case = read_case(folder, last=NUM_SOURCES)
+        try:
+            prepare(select_sources(case)[0], forecaster.bundle.manifest.card.data)
+        except InputDataError:
+            return []
+    say("measuring on the bundled simulated case; pass --case for your own")
+    return [case]
+
+
+def tumour_slices(forecaster: Forecaster, case: Case) -> list[int]:
+    """Slices of a case for measurements, spread over the tumour, or over the brain without one.
+
+    The first 2·SLICES_OF_A_CASE at even distances; a first half is as spread out as the whole.
+    """
+    prepared = prepare(select_sources(case)[0], forecaster.bundle.manifest.card.data)
+    held = None if prepared.masks is None else prepared.masks.any(axis=(0, 2, 3))
+    kind = "brain" if held is None or not held.any() else "tumour"
+    chosen = choose_slices(prepared, parse_slices(kind))
+    places = np.linspace(0, len(chosen) - 1, min(len(chosen), 2 * SLICES_OF_A_CASE) + 2)[1:-1]
+    spread = sorted({chosen[int(place)] for place in places})
+    return [*spread[::2], *spread[1::2]]
+
+
+def _split(
+    forecaster: Forecaster, cases: Sequence[Case]
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """What the search sees, and what it does not."""
+    if not cases:
+        what = "levels are searched on images, and there is no case"
+        raise UsageError("TD3057", what, where="--case", fix="pass --case sub-XX")
+    slices = [tumour_slices(forecaster, case) for case in cases]
+    if len(cases) == 1:
+        half = len(slices[0]) // 2
+        parts = (slices[0][:half], slices[0][half:])
+        seen, unseen = ((Sample(cases[0], _text(part)),) for part in parts)
+        return seen, unseen
+    samples = [
+        Sample(case, _text(at[:SLICES_OF_A_CASE])) for case, at in zip(cases, slices, strict=True)
+    ]
+    return tuple(samples[::2]), tuple(samples[1::2])
+
+
+def _text(slices: Sequence[int]) -> str:
+    return ",".join(map(str, slices))

@@ -1,0 +1,166 @@
+"""Distance of a plan from a dense run on a bundle's own network, beside what samples resolve."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tadiff_rt.assembly import Forecast
+from tadiff_rt.batches import Progress
+from tadiff_rt.case import Case
+from tadiff_rt.forecast import Forecaster
+from tadiff_rt.sampling import SamplingRequest
+
+DENSE_SOLVER = "dpmpp_2m"
+DENSE_GRID = "logsnr"
+DENSE_STEPS = 100
+"""On the bundled model 100 steps are as near to all trained timesteps as other noise is, by two
+orders of magnitude; rows "distance to" in benchmarks/results/quality.jsonl."""
+
+HORIZON = "+90"
+"""Days after the last session of the forecast that is measured on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """An ensemble on some slices of the network's grid."""
+
+    mean: NDArray[np.float32]
+    """(3, ..., h, w)"""
+    std: NDArray[np.float32]
+    """(3, ..., h, w)"""
+    probability: NDArray[np.float32]
+    """(..., h, w)"""
+    voxels: NDArray[np.int64]
+    """(samples,) tumour voxels"""
+    brain: NDArray[np.bool_]
+    """(..., h, w)"""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far an ensemble is from another, inside the brain; 0, ratios and Dice 1 for the same."""
+
+    mean: float
+    """Root mean square difference of the mean images, in units of the data range."""
+    spread: float
+    """Root mean square difference of the standard deviations."""
+    spread_ratio: float
+    """Mean standard deviation over that of the other."""
+    probability: float
+    """Mean absolute difference of the tumour probabilities."""
+    dice: float
+    """Of the masks at probability one half; 1 where both are empty."""
+    volume: float
+    """Absolute difference of the mean tumour volumes over that of the other (at least one
+    voxel)."""
+
+
+def drawn(forecast: Forecast) -> Drawn:
+    """The forecast slices of an ensemble of two or more samples."""
+    at, ensemble = list(forecast.slices), forecast.ensemble
+    brain = np.any(forecast.prepared.sources[at] > 0, axis=1)
+    assert ensemble.std is not None
+    return Drawn(
+        ensemble.mean[:, at],
+        ensemble.std[:, at],
+        ensemble.probability[at],
+        ensemble.tumour_voxels,
+        brain,
+    )
+
+
+def distance(one: Drawn, other: Drawn) -> Distance:
+    """Of ensembles on the same slices of the same case."""
+    brain = other.brain
+
+    def rms(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+        return float(np.sqrt(((a - b)[:, brain].astype(np.float64) ** 2).mean()))
+
+    mask, reference = one.probability > 0.5, other.probability > 0.5
+    both = int(mask.sum() + reference.sum())
+    voxels = float(one.voxels.mean()), float(other.voxels.mean())
+    return Distance(
+        mean=rms(one.mean, other.mean),
+        spread=rms(one.std, other.std),
+        spread_ratio=float(one.std[:, brain].mean() / other.std[:, brain].mean()),
+        probability=float(np.abs(one.probability - other.probability)[brain].mean()),
+        dice=2 * int((mask & reference).sum()) / both if both else 1.0,
+        volume=abs(voxels[0] - voxels[1]) / max(voxels[1], 1.0),
+    )
+
+
+def mean_distance(distances: list[Distance]) -> Distance:
+    """Mean of every field."""
+    columns = zip(*(dataclasses.astuple(d) for d in distances), strict=True)
+    return Distance(*(sum(column) / len(distances) for column in columns))
+
+
+@dataclass(frozen=True)
+class NetworkCertificate:
+    """A plan on the bundle's network."""
+
+    plan: Distance
+    """From the dense run, with the same noise."""
+    floor: Distance
+    """From the dense run, of a dense run with other noise: what so many samples cannot resolve."""
+    samples: int
+    slices: int
+
+
+def certify_network(
+    forecaster: Forecaster,
+    case: Case,
+    request: SamplingRequest,
+    *,
+    samples: int,
+    slices: str,
+    progress: Progress | None = None,
+) -> NetworkCertificate:
+    """Forecasts `case` three times: by `request`, densely, and densely with other noise.
+
+    Args:
+        request: its solver, steps, grid and seed; its number of samples is not used.
+        samples: of each ensemble, 2 or more.
+        slices: as for `Forecaster.predict`.
+        progress: called with the evaluations of all three.
+    """
+    seed = int(request.seed)
+    plan = {
+        "solver": request.solver,
+        "grid": request.grid,
+        "steps": int(request.steps),
+        "round_times": request.round_times,
+        "seed": seed,
+    }
+    dense = {"solver": DENSE_SOLVER, "grid": DENSE_GRID, "steps": DENSE_STEPS, "seed": seed}
+    other = {**dense, "seed": seed ^ 1}
+    runs = (plan, dense, other)
+    total = sum(int(run["steps"]) for run in runs)  # type: ignore[call-overload]
+    results, before = [], 0
+    for run in runs:
+        share = int(run["steps"])  # type: ignore[call-overload]
+        forecast = forecaster.predict(
+            case,
+            day=HORIZON,
+            treatment=case.sessions[-1].treatment,
+            samples=samples,
+            slices=slices,
+            extrapolate=True,
+            progress=_part(progress, before, share, total),
+            **run,  # type: ignore[arg-type]
+        )
+        results.append(drawn(forecast))
+        before += share
+    fast, reference, unlike = results
+    return NetworkCertificate(
+        distance(fast, reference), distance(unlike, reference), samples, len(fast.mean[0])
+    )
+
+
+def _part(progress: Progress | None, before: int, share: int, total: int) -> Progress | None:
+    """Progress of a run that is `share` of `total`, after `before`; in thousandths."""
+    if progress is None:
+        return None
+    return lambda done, of: progress(int(1000 * (before + share * done / of) / total), 1000)

@@ -1,0 +1,141 @@
+"""The certificate of a plan: what was measured, what is demanded, and the verdict."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tadiff_rt.certify import analytic
+from tadiff_rt.certify.network import NetworkCertificate
+from tadiff_rt.schedule import NoiseSchedule
+from tadiff_rt.solvers import SolverPlan
+
+SPREAD_RATIO = (0.95, 1.08)
+"""Of the samples over the true one. Below, an ensemble claims more than it knows."""
+
+MODE_ERROR = 0.02
+"""Of the weight of a mode, of which 10,000 chains resolve 0.0046."""
+
+MASK_ERROR = 0.05
+"""Of a probability."""
+
+ORDERS = {
+    "dpmpp_2m": 2,
+    "dpmpp_1": 1,
+    "dpmpp_2s": 2,
+    "dpmpp_3m": 3,
+    "dpmpp_3m_parity": 2,
+    "unipc_2": 3,
+    "unipc_3": 3,
+    "ddim": 1,
+    "sde_dpmpp_2m": 2,
+    "ddpm": 1,
+}
+"""Order of convergence on grids even in log-SNR, of the stochastic methods that of the spread.
+The corrector of UniPC-p raises its order to p + 1 (Zhao et al. 2023), start-up permitting."""
+
+NETWORK_SPREAD_RATIO = (0.9, 1.1)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a certificate."""
+
+    what: str
+    value: float
+    demanded: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Every check of one plan."""
+
+    solver: str
+    grid: str
+    steps: int
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check did."""
+        return all(check.passed for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "solver": self.solver,
+            "grid": self.grid,
+            "steps": self.steps,
+            "passed": self.passed,
+            "checks": [vars(check) for check in self.checks],
+            "notes": list(self.notes),
+        }
+
+    def as_text(self) -> str:
+        """A table for people."""
+        width = max(len(check.what) for check in self.checks)
+        lines = [f"{self.solver}, {self.steps} steps, grid {self.grid}", ""]
+        lines += [
+            f"{'ok  ' if check.passed else 'FAIL'}  {check.what:{width}}  {check.value:8.4f}  "
+            f"{check.demanded}"
+            for check in self.checks
+        ]
+        lines += [f"note: {note}" for note in self.notes]
+        verdict = "the plan passes" if self.passed else "the plan FAILS"
+        return "\n".join([*lines, "", verdict])
+
+
+def analytic_checks(
+    plan: SolverPlan, schedule: NoiseSchedule, *, informed: bool
+) -> tuple[Check, ...]:
+    """Spread, bias, bimodality, mask and order of the very plan that would run."""
+    checks = []
+    for std in analytic.STANDARD_DEVIATIONS:
+        run = analytic.gaussian_run(plan, std, informed=informed)
+        within = _within(*SPREAD_RATIO)
+        name = f"spread, Gaussian of std {std:g}: sampled / true"
+        checks.append(_check(name, run.spread_ratio, within))
+        checks.append(_check(f"bias, Gaussian of std {std:g}", run.bias, _below(0.005, "of 1")))
+    weight = analytic.mode_weight(plan, informed=informed) - analytic.MODE_WEIGHTS[1]
+    checks.append(_check("two modes: error of a weight", weight, _below(MODE_ERROR)))
+    error = analytic.mask_error(plan, schedule)
+    checks.append(_check("mask: error of a probability", error, _below(MASK_ERROR)))
+    return tuple(checks)
+
+
+def order_check(schedule: NoiseSchedule, solver: str, grid: str) -> Check:
+    """The order at which the solver converges on a grid of this schedule."""
+    observed = analytic.observed_order(schedule, solver, grid)
+    least = ORDERS[solver] - 0.2
+    return Check("order of convergence", observed, f"at least {least:g}", observed >= least)
+
+
+def network_checks(certificate: NetworkCertificate) -> tuple[Check, ...]:
+    """Distance from the dense run of the same noise, which must lie within that of other noise."""
+    plan, floor = certificate.plan, certificate.floor
+    about = f"network, {certificate.samples} samples, {certificate.slices} slices: "
+    return (
+        _check(about + "mean image", plan.mean, _below(floor.mean, "other noise")),
+        _check(about + "spread ratio", plan.spread_ratio, _within(*NETWORK_SPREAD_RATIO)),
+        _check(about + "probability", plan.probability, _below(floor.probability, "other noise")),
+        _check(about + "1 - Dice", 1 - plan.dice, _below(1 - floor.dice, "other noise")),
+        _check(about + "volume", plan.volume, _below(max(floor.volume, 0.02), "or 0.02")),
+    )
+
+
+Demand = tuple[str, Callable[[float], bool]]
+
+
+def _check(what: str, value: float, demand: Demand) -> Check:
+    text, accepts = demand
+    return Check(what, value, text, accepts(value))
+
+
+def _within(low: float, high: float) -> Demand:
+    return f"{low:g} to {high:g}", lambda value: low <= value <= high
+
+
+def _below(limit: float, source: str = "") -> Demand:
+    text = f"at most {limit:.4g}" + (f" ({source})" if source else "")
+    return text, lambda value: abs(value) <= limit
