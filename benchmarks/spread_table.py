@@ -97,7 +97,7 @@ def spread_block(found: Found) -> str:
         for solver in SOLVERS:
             cells = found[grid, solver].ratio
             rows.append([solver, *(_marked(_percent(c), keeps_spread(c)) for c in cells)])
-        parts.append(_table([grid.label, *map(str, STEPS)], rows))
+        parts.append(table([grid.label, *map(str, STEPS)], rows))
     return "\n\n".join([*parts, _spread_facts(found)])
 
 
@@ -131,7 +131,7 @@ def final_step_block(steps: int = 20) -> str:
         whole = np.array([grid.run("dpmpp_2m", steps, std).spread_ratio for std in STDS])
         rows.append([grid.label, f"{plan.t[-1]:.0f}", f"{left:.4f}", last, _percent(whole)])
     head = ["grid", "last t", "sigma/alpha", "last step alone", f"{steps} of dpmpp_2m"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def masks_block() -> str:
@@ -147,8 +147,8 @@ def masks_block() -> str:
         order = analytic.observed_order(SCHEDULE, solver)
         cells = [_marked(f"{e:+z.3f}", abs(e) <= MODE_ERROR) for e in errors]
         modes.append([solver, f"{order:.1f}", str(ORDERS[solver]), *cells])
-    by_grid = _table(["mask error", *map(str, STEPS)], masks)
-    by_solver = _table(["mode error", "order seen", "theory", *map(str, STEPS)], modes)
+    by_grid = table(["mask error", *map(str, STEPS)], masks)
+    by_solver = table(["mode error", "order seen", "theory", *map(str, STEPS)], modes)
     return f"{by_grid}\n\n{by_solver}"
 
 
@@ -166,7 +166,8 @@ def _marked(text: str, passes: bool) -> str:
     return f"**{text}**" if passes else text
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table of Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import typer.main
 
-from benchmarks import spread_table
+from benchmarks import distance_picture, spread_table
 from benchmarks.spread_table import GRIDS, INFORMED, LINSPACE, LOGSNR, ROUNDED, STEPS, TRAILING
 from tadiff_rt.certify import analytic, command, network, report
 from tadiff_rt.cli import app
@@ -46,6 +46,11 @@ def cells_of(heading: str) -> dict[str, list[str]]:
 
 def test_committed_tables_are_those_of_a_fresh_computation(found):
     assert spread_table.with_blocks(PAGE, spread_table.blocks(found)) == PAGE
+
+
+def test_committed_distances_are_those_of_the_rows():
+    block = distance_picture.distance_block(distance_picture.latest_rows())
+    assert spread_table.with_blocks(PAGE, {distance_picture.BLOCK: block}) == PAGE
 
 
 @pytest.mark.parametrize("grid", ["trailing", "linspace"])
@@ -243,6 +248,6 @@ def test_commands_have_the_options_they_are_shown_with(page):
 
 
 def test_the_tests_of_links_would_find_some():
-    assert re.findall(r"\]\(([^)\s]+)\)", plain(DOCS / "solvers.md")) == ["spread.svg"]
+    assert re.findall(r"\]\(([^)\s]+)\)", plain(DOCS / "solvers.md")) == ["spread.svg", "distance.svg"]
     assert re.findall(r"^    tadiff-rt certify", PAGE, re.MULTILINE)
     assert "docs/architecture.md" in re.findall(r"\]\(([^)\s]+)\)", plain(ROOT / "README.md"))
