@@ -5,7 +5,8 @@
 One slice, 5 samples, in turns in one process: the default plan in full; 20 steps of ancestral
 sampling in the same runtime, from which 1000 are extrapolated; and 20 steps of it in eager PyTorch
 with the published form of attention, from which 600 are extrapolated, the published number.
-Random weights in PyTorch: time does not depend on them.
+Random weights in PyTorch: time does not depend on them. Then 16 samples of the slice by one worker
+with all threads and by as many workers as threads.
 """
 
 import sys
@@ -24,6 +25,7 @@ from tadiff_rt.solvers import SolverPlan, make_plan, solve
 from tadiff_train.network import NUM_MODALITIES, NUM_SESSIONS, NetworkConfig, TaDiffNet
 
 SAMPLES = 5
+MANY = 16
 MEASURED = 20
 """Steps of each long run that are timed."""
 REPEATS = 5
@@ -31,15 +33,17 @@ DAYS = [0.0, 30.0, 60.0, 150.0]
 TREATMENTS = [0.0, 0.0, 1.0, 1.0]
 
 
-def in_this_runtime(forecaster: Forecaster, plan: SolverPlan) -> Callable[[], object]:
-    """A call that draws SAMPLES samples of one slice by `plan`."""
+def in_this_runtime(
+    forecaster: Forecaster, plan: SolverPlan, samples: int = SAMPLES, workers: int = 1
+) -> Callable[[], object]:
+    """A call that draws samples of one slice by `plan`."""
     backend, card = forecaster.backend, forecaster.bundle.manifest.card
     size = card.data.size
     sources = np.random.default_rng(0).random((1, 9, size, size), dtype=np.float32)
     shifts = backend.condition(plan.t, DAYS, TREATMENTS)
     sampling = Sampling(plan, NoiseSource(0), card.x0_range)
-    rows = [(0, sample) for sample in range(SAMPLES)]
-    return lambda: list(BatchRunner(backend, sampling, shifts, sources).run(rows))
+    rows = [(0, sample) for sample in range(samples)]
+    return lambda: list(BatchRunner(backend, sampling, shifts, sources, workers).run(rows))
 
 
 def as_published(forecaster: Forecaster, plan: SolverPlan) -> Callable[[], object]:
@@ -96,7 +100,24 @@ def main(bundle: str, threads: int) -> None:
                 extrapolated_from_steps=None if name == default else MEASURED,
             )
         )
-    append("cpu", rows)
+    append("cpu", [*rows, *by_workers(bundle, threads)])
+
+
+def by_workers(bundle: str, threads: int) -> list[dict[str, object]]:
+    """Rows of the same work by threads and by workers."""
+    plan = make_plan(Forecaster.load(bundle).bundle.manifest.card.schedule.build())
+    seconds = run_in_turns(
+        {
+            f"1 worker, {threads} threads": in_this_runtime(
+                Forecaster.load(bundle, threads=threads), plan, MANY
+            ),
+            f"{threads} workers, 1 thread": in_this_runtime(
+                Forecaster.load(bundle, threads=1), plan, MANY, threads
+            ),
+        },
+        REPEATS,
+    )
+    return [row(f"one slice, {MANY} samples", name, found) for name, found in seconds.items()]
 
 
 if __name__ == "__main__":

@@ -267,8 +267,8 @@ def describe_bundle(bundle: Bundle) -> str:
         for a in manifest.artefacts
     ]
     lines += [
-        f"levels optimised for {o.solver} with {len(o.times)} steps: distance "
-        f"{o.distance['these levels']:.3f} of that of other noise"
+        f"levels optimised for {o.solver} with {len(o.times)} steps; distances, other noise 1: "
+        + ", ".join(f"{name} {value:.3f}" for name, value in o.distance.items())
         for o in manifest.optimised
     ]
     lines += ["", f"parity with {manifest.parity.reference}, {manifest.parity.probes} probes:"]

@@ -203,8 +203,11 @@ def certify(
         typer.Option(help="Case to measure on, repeatable; default: the bundled one, if it fits."),
     ] = None,
     samples: Annotated[
-        int, typer.Option(min=2, max=64, help="Members of each ensemble measured.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            min=2, max=64, help="Members of each ensemble measured; default 8, 4 to optimise."
+        ),
+    ] = None,
     seed: Annotated[str, typer.Option(help="Of the noise.")] = "0",
     optimise: Annotated[
         bool,
@@ -224,24 +227,26 @@ def certify(
     from tadiff_rt.certify import command
     from tadiff_rt.errors import raise_findings
     from tadiff_rt.forecast import Forecaster
-    from tadiff_rt.sampling import OPTIMISED, SamplingRequest
+    from tadiff_rt.sampling import SamplingRequest
 
-    wanted = OPTIMISED if optimise else grid
     request = SamplingRequest(
-        steps=steps, solver=solver, grid=wanted, round_times=round_times, seed=seed
+        steps=steps, solver=solver, grid=grid, round_times=round_times, seed=seed
     )
     raise_findings(request.findings())
+    if optimise:
+        command.check_search(request, analytic=analytic)
     heard = (lambda message: None) if quiet else say
     forecaster = Forecaster.load(bundle, threads=threads)
     cases = [] if analytic else command.read_cases(forecaster, case or [], heard)
     if optimise:
-        levels = command.optimise(forecaster, request, cases, say=heard)
+        levels = command.optimise(forecaster, request, cases, samples=samples or 4, say=heard)
         command.store(forecaster.bundle, levels)
-        tell(_optimised(levels.model_dump()))
+        found = levels.model_dump()
+        tell(json.dumps(found, indent=2) if as_json else _optimised(found))
         return
     with progress_bar("certify", quiet) as progress:
         certificate = command.certify(
-            forecaster, request, cases, samples=samples, progress=progress
+            forecaster, request, cases, samples=samples or 8, progress=progress
         )
     tell(json.dumps(certificate.as_dict(), indent=2) if as_json else certificate.as_text())
     command.require(certificate)

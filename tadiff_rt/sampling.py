@@ -104,12 +104,15 @@ class SamplingRequest:
         """The solver table on a schedule, of a bundle with these optimised levels.
 
         Raises:
-            UsageError: TD3016 more steps than the schedule has, TD3056 no such levels, and those
-                of `make_plan`.
+            UsageError: TD3016 more steps than the schedule has, TD3056 no such levels, TD3058
+                they are to be rounded, and those of `make_plan`.
         """
         steps = parse_steps(self.steps, schedule.num_train_timesteps)
         if self.grid != OPTIMISED:
             return self.plan_on(schedule, start_lam, self.grid)
+        if self.round_times:
+            what = "optimised levels are fractional times and cannot be rounded"
+            raise UsageError("TD3058", what, where="--round-times", fix="leave it out")
         for levels in optimised:
             if (levels.solver, len(levels.times), levels.start_lam) == (
                 self.solver,

@@ -248,6 +248,9 @@ def test_commands_have_the_options_they_are_shown_with(page):
 
 
 def test_the_tests_of_links_would_find_some():
-    assert re.findall(r"\]\(([^)\s]+)\)", plain(DOCS / "solvers.md")) == ["spread.svg", "distance.svg"]
+    assert re.findall(r"\]\(([^)\s]+)\)", plain(DOCS / "solvers.md")) == [
+        "spread.svg",
+        "distance.svg",
+    ]
     assert re.findall(r"^    tadiff-rt certify", PAGE, re.MULTILINE)
     assert "docs/architecture.md" in re.findall(r"\]\(([^)\s]+)\)", plain(ROOT / "README.md"))

@@ -29,6 +29,10 @@ CHAINS = 10_000
 """Of the two-mode test: the weight of a mode has a standard error of 0.0046."""
 
 
+ORDER_STEPS = (129, 257)
+"""Whose intervals are halves of each other."""
+
+
 @dataclass(frozen=True)
 class GaussianRun:
     """The exact outcome of a plan on N(MEAN, std²)."""
@@ -104,6 +108,27 @@ def mask_error(plan: SolverPlan, schedule: NoiseSchedule) -> float:
     return float(np.abs(probability[0] - probability[1]).max())
 
 
+def level_error(plan: SolverPlan, schedule: NoiseSchedule) -> float:
+    """Largest difference of alpha and sigma from those of training at the network's times."""
+    alpha_bar = schedule.alpha_bar(plan.t)
+    errors = (plan.alpha - np.sqrt(alpha_bar), plan.sigma - np.sqrt(1 - alpha_bar))
+    return float(np.abs(errors).max())
+
+
+def consistency_error(plan: SolverPlan) -> float:
+    """How far any row leads away from its next level, for an image that is known exactly.
+
+    If x = alpha x0 + sigma eps with standard normal eps, and every estimate is that x0, the next x
+    must have the mean alpha' x0 and the variance sigma'²: what adds up in a row is given, whatever
+    the method. After the last row alpha' = 1 and sigma' = 0.
+    """
+    following = np.append(plan.alpha[1:], 1.0), np.append(plan.sigma[1:], 0.0)
+    of_x0 = plan.coef_x0 + plan.coef_x0_prev + plan.coef_x0_prev2 + plan.coef_x0_prev3
+    mean = plan.coef_x * plan.alpha + of_x0 - following[0]
+    variance = (plan.coef_x * plan.sigma) ** 2 + plan.coef_noise**2 - following[1] ** 2
+    return float(max(np.abs(mean).max(), np.abs(variance).max()))
+
+
 def observed_order(
     schedule: NoiseSchedule, solver: str, grid: str = "logsnr", std: float = 0.3
 ) -> float:
@@ -111,9 +136,12 @@ def observed_order(
 
     The error is that of the spread against its exact limit: what the final step leaves of a
     sample of the marginal at the last level.
+
+    Raises:
+        UsageError: the schedule has fewer than 257 timesteps (TD3010).
     """
     errors = []
-    for num_steps in (129, 257):
+    for num_steps in ORDER_STEPS:
         plan = make_plan(schedule, solver, num_steps, grid)
         alpha, sigma = plan.alpha[-1], plan.sigma[-1]
         limit = alpha * std / math.hypot(alpha * std, sigma)

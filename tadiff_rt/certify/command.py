@@ -7,19 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from tadiff_rt.batches import Progress
-from tadiff_rt.bundle import MANIFEST, Bundle, OptimisedLevels
+from tadiff_rt.bundle import MANIFEST, Bundle, OptimisedLevels, open_bundle
 from tadiff_rt.case import Case
-from tadiff_rt.certify.network import certify_network
-from tadiff_rt.certify.optimise import (
-    POSTERIOR_STDS,
-    Judge,
-    Sample,
-    gram_of_trajectory,
-    keeps_spread,
-    search,
-    shortest_path,
-    spread_of,
-)
+from tadiff_rt.certify.analytic import ORDER_STEPS
+from tadiff_rt.certify.network import Sample, certify_network
+from tadiff_rt.certify.optimise import Judge, search, spread_of
+from tadiff_rt.certify.path import POSTERIOR_STDS, gram_of_trajectory, shortest_path
 from tadiff_rt.certify.report import (
     Certificate,
     Check,
@@ -66,10 +59,12 @@ def certify(
     schedule, start_lam = manifest.card.schedule.build(), manifest.card.start_lam
     plan = request.plan(schedule, start_lam, manifest.optimised)
     checks: list[Check] = []
-    if request.grid not in (OPTIMISED, "all"):
+    notes: list[str] = []
+    if schedule.num_train_timesteps < max(ORDER_STEPS):
+        notes.append(f"order not measured: the schedule has fewer than {max(ORDER_STEPS)} steps")
+    elif request.grid not in (OPTIMISED, "all"):
         checks.append(order_check(schedule, request.solver, request.grid))
     checks += analytic_checks(plan, schedule, informed=start_lam is not None)
-    notes: list[str] = []
     if cases:
         slices = _text(tumour_slices(forecaster, cases[0])[:SLICES_OF_A_CASE])
         checks += network_checks(
@@ -95,6 +90,19 @@ def require(certificate: Certificate) -> None:
         )
 
 
+def check_search(request: SamplingRequest, *, analytic: bool) -> None:
+    """UsageError TD3058 for options of a search that contradict it."""
+    options = {
+        "--grid": request.grid != "logsnr",
+        "--round-times": request.round_times,
+        "--analytic": analytic,
+    }
+    for option, given in options.items():
+        if given:
+            what = f"--optimise finds levels of its own on images; {option} contradicts it"
+            raise UsageError("TD3058", what, where=option, fix=f"leave out {option}")
+
+
 def optimise(
     forecaster: Forecaster,
     request: SamplingRequest,
@@ -111,8 +119,8 @@ def optimise(
 
     Raises:
         UsageError: the steps are not in FEWEST to MOST (TD3016), or there is no case (TD3057).
-        NumericsError: nothing was found that keeps the spread of Gaussians and comes nearer to
-            the dense run than as many levels even in log-SNR (TD6005).
+        NumericsError: nothing was found that passes every analytic check and comes nearer to the
+            dense run than as many levels even in log-SNR (TD6005).
     """
     steps, seed = int(request.steps), int(request.seed)
     if not FEWEST <= steps <= MOST:
@@ -130,15 +138,18 @@ def optimise(
     judge = Judge(forecaster, seen, samples, seed, request.solver)
     times, _ = search(judge, schedule, candidates, informed=informed, say=say)
     say("measuring on images that the search did not see")
-    test = Judge(forecaster, unseen, samples, seed, request.solver)
+    # Other noise than the search had: slices of equal number share theirs across cases.
+    test = Judge(forecaster, unseen, samples, seed ^ 2, request.solver)
     found = {
         "these levels": test.score(test.of_times(times)),
         "as many, even in log-SNR": test.score(test.of_grid(steps)),
         "20, even in log-SNR": test.score(test.of_grid(20)),
         "other noise": test.score(test.floor),
     }
-    spread = spread_of(plan_at(schedule, request.solver, times), informed=informed)
-    _refuse_if_no_gain(found, spread)
+    plan = plan_at(schedule, request.solver, times)
+    checks = analytic_checks(plan, schedule, informed=informed)
+    _refuse_if_no_gain(found, checks)
+    spread = spread_of(plan, informed=informed)
     return OptimisedLevels(
         solver=request.solver,
         start_lam=card.start_lam,
@@ -150,14 +161,14 @@ def optimise(
     )
 
 
-def _refuse_if_no_gain(found: dict[str, float], spread: dict[str, float]) -> None:
-    even = found["as many, even in log-SNR"]
-    if not keeps_spread(spread) or found["these levels"] >= even:
-        ratios = ", ".join(f"{ratio:.3f} at {std}" for std, ratio in spread.items())
+def _refuse_if_no_gain(found: dict[str, float], checks: Sequence[Check]) -> None:
+    even, these = found["as many, even in log-SNR"], found["these levels"]
+    failed = [f"{check.what} {check.value:.4g}" for check in checks if not check.passed]
+    if failed or not these < even:  # so that NaN is refused
         raise NumericsError(
             "TD6005",
-            f"no better levels were found: distance {found['these levels']:.4f} against "
-            f"{even:.4f} of levels even in log-SNR, spread {ratios}",
+            f"no better levels were found: distance {these:.4f} against {even:.4f} of levels even "
+            f"in log-SNR{'; failed: ' * bool(failed)}{'; '.join(failed)}",
             fix="use the grid logsnr, or search with more --case",
         )
 
@@ -166,15 +177,18 @@ def store(bundle: Bundle, levels: OptimisedLevels) -> None:
     """Writes `levels` into the manifest of a bundle, in place of any for the same run.
 
     Raises:
+        EngineError: the bundle has gone, or is damaged.
         OutputError, ResourceError: the manifest cannot be written; the old one is still there.
     """
+    # Read again: another search may have stored its levels since this one began.
+    manifest = open_bundle(bundle.path).manifest
     kept = tuple(
         old
-        for old in bundle.manifest.optimised
+        for old in manifest.optimised
         if (old.solver, len(old.times), old.start_lam)
         != (levels.solver, len(levels.times), levels.start_lam)
     )
-    manifest = bundle.manifest.model_copy(update={"optimised": (*kept, levels)})
+    manifest = manifest.model_copy(update={"optimised": (*kept, levels)})
     write_json(bundle.path / MANIFEST, manifest.model_dump(mode="json"))
 
 
@@ -186,9 +200,12 @@ def read_cases(forecaster: Forecaster, folders: Sequence[Path], say: Say) -> lis
         if not folder.is_dir():
             return []
         case = read_case(folder, last=NUM_SOURCES)
+        card = forecaster.bundle.manifest.card
         try:
-            prepare(select_sources(case)[0], forecaster.bundle.manifest.card.data)
+            prepare(select_sources(case)[0], card.data)
         except InputDataError:
+            return []
+        if not {session.treatment for session in case.sessions} <= card.treatments.keys():
             return []
     say("measuring on the bundled simulated case; pass --case for your own")
     return [case]
@@ -203,8 +220,11 @@ def tumour_slices(forecaster: Forecaster, case: Case) -> list[int]:
     held = None if prepared.masks is None else prepared.masks.any(axis=(0, 2, 3))
     kind = "brain" if held is None or not held.any() else "tumour"
     chosen = choose_slices(prepared, parse_slices(kind))
-    places = np.linspace(0, len(chosen) - 1, min(len(chosen), 2 * SLICES_OF_A_CASE) + 2)[1:-1]
-    spread = sorted({chosen[int(place)] for place in places})
+    wanted = 2 * SLICES_OF_A_CASE
+    if len(chosen) > wanted:  # not the ends of the tumour, where there is little of it
+        places = np.linspace(0, len(chosen) - 1, wanted + 2)[1:-1]
+        chosen = tuple(chosen[int(place)] for place in places)
+    spread = sorted(chosen)
     return [*spread[::2], *spread[1::2]]
 
 
@@ -217,6 +237,9 @@ def _split(
         raise UsageError("TD3057", what, where="--case", fix="pass --case sub-XX")
     slices = [tumour_slices(forecaster, case) for case in cases]
     if len(cases) == 1:
+        if len(slices[0]) < 2:
+            what = "a search needs two slices, and the case has one to measure on"
+            raise UsageError("TD3057", what, where="--case", fix="pass another --case sub-XX")
         half = len(slices[0]) // 2
         parts = (slices[0][:half], slices[0][half:])
         seen, unseen = ((Sample(cases[0], _text(part)),) for part in parts)

@@ -1,203 +1,36 @@
 """The levels of a short run that come nearest to the dense one, found for a bundle.
 
-1. A dense run of some slices is recorded: x and x0 at M levels even in log-SNR.
-2. What a step from level j to level k, with level i before it, misses of the recorded x is known
-   in closed form from the recorded arrays, and depends on them through their inner products
-   alone. Dynamic programming over (i, j, k) finds the n levels with the least sum of such errors,
-   each weighted by how far the flow carries it. The idea, for first-order steps, is that of
-   Chen et al. 2024 (GITS) and Pei et al. 2025 (optimal steps).
-3. Sums of local errors are a model. The best candidate is improved on what counts, the distance
-   of the ensemble from the dense one, level by level.
+The best of some candidates, such as those of `path`, is improved on what counts, the distance of
+the ensemble from the dense one, level by level.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tadiff_rt.assembly import Forecast
-from tadiff_rt.backends import Backend
 from tadiff_rt.bundle import OptimisedLevels
-from tadiff_rt.case import Case
 from tadiff_rt.certify.analytic import STANDARD_DEVIATIONS, gaussian_run
 from tadiff_rt.certify.network import (
-    DENSE_GRID,
-    DENSE_SOLVER,
-    DENSE_STEPS,
-    HORIZON,
     Distance,
     Drawn,
+    Sample,
+    dense_run,
     distance,
     drawn,
+    forecast_of,
     mean_distance,
 )
-from tadiff_rt.certify.report import SPREAD_RATIO
+from tadiff_rt.certify.report import analytic_checks
 from tadiff_rt.forecast import Forecaster
 from tadiff_rt.sampling import OPTIMISED
 from tadiff_rt.schedule import NoiseSchedule
-from tadiff_rt.solvers import SolverPlan, make_plan, plan_at
-
-RECORDED_LEVELS = 61
-POSTERIOR_STDS = (0.02, 0.05, 0.1, 0.2)
-"""Spreads of x0 given the sources for which candidates are made."""
+from tadiff_rt.solvers import SolverPlan, plan_at
 
 SWEEPS = 3
 """Over all inner levels in the last stage, with steps halved each time."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Slices of a case on which distances are measured."""
-
-    case: Case
-    slices: str
-
-
-@dataclass(eq=False)
-class _Recorder:
-    """A backend that keeps what the network was given and gave."""
-
-    inner: Backend
-
-    def __post_init__(self) -> None:
-        self.calls: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.inner, name)
-
-    def denoise(
-        self, sources: NDArray[np.float32], x: NDArray[np.float32], shifts: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        eps, logits = self.inner.denoise(sources, x, shifts)
-        self.calls.append((x.copy(), eps))
-        return eps, logits
-
-
-def gram_of_trajectory(
-    forecaster: Forecaster, samples: Sequence[Sample], size: int, seed: int
-) -> tuple[NDArray[np.float64], SolverPlan]:
-    """Inner products of x and x0 at the levels of a dense run, and that run's plan.
-
-    Returns:
-        (2M, 2M) mean products over all elements of all rows: x_0 … x_{M−1}, then x0 of each.
-    """
-    card = forecaster.bundle.manifest.card
-    plan = make_plan(
-        card.schedule.build(), DENSE_SOLVER, RECORDED_LEVELS, DENSE_GRID, card.start_lam
-    )
-    total, elements = np.zeros((2 * plan.num_steps, 2 * plan.num_steps)), 0
-    for sample in samples:
-        recorder = _Recorder(forecaster.backend)
-        recording = Forecaster(forecaster.bundle, recorder, 0.0)  # type: ignore[arg-type]
-        forecast = _predict(
-            recording, sample, size, seed, DENSE_SOLVER, DENSE_GRID, plan.num_steps
-        )
-        rows = size * len(forecast.slices)
-        for first in range(0, len(recorder.calls), plan.num_steps):
-            steps = recorder.calls[first : first + plan.num_steps]
-            count = min(len(steps[0][0]), rows)
-            rows -= count  # what a bucket holds beyond the rows is padding
-            x = np.stack([x[:count].ravel() for x, _ in steps]).astype(np.float64)
-            eps = np.stack([eps[:count].ravel() for _, eps in steps])
-            x0 = (x - plan.sigma[:, None] * eps) / plan.alpha[:, None]
-            if card.x0_range is not None:
-                x0 = x0.clip(*card.x0_range)
-            both = np.concatenate([x, x0])
-            total += both @ both.T
-            elements += x.shape[1]
-    return total / elements, plan
-
-
-def shortest_path(
-    gram: NDArray[np.float64], plan: SolverPlan, num_steps: int, posterior_std: float
-) -> list[int]:
-    """Indices of the `num_steps` levels of `plan` with the least sum of weighted local errors.
-
-    The first and the last level are those of `plan`. An error made at level k reaches the image
-    through the flow of a Gaussian of spread s, times s / √(alpha² s² + sigma²).
-
-    Args:
-        gram: see `gram_of_trajectory`.
-        posterior_std: s.
-    """
-    levels = plan.num_steps
-    carried = posterior_std / np.hypot(plan.alpha * posterior_std, plan.sigma)
-    # cost[j, k] of the best path of the current length that ends with the step j -> k.
-    first = np.full((levels, levels), np.inf)
-    for k in range(1, levels):
-        first[0, k] = carried[k] * _local_error(gram, plan, None, 0, k)[0]
-    errors = _step_errors(gram, plan, carried)
-    cost, came_from = first, []
-    for _ in range(num_steps - 2):
-        following = np.full((levels, levels), np.inf)
-        origin = np.zeros((levels, levels), int)
-        for (j, k), error in errors.items():
-            through = cost[:j, j] + error
-            if len(through):
-                origin[j, k] = int(np.argmin(through))
-                following[j, k] = through[origin[j, k]]
-        came_from.append(origin)
-        cost = following
-    j, k = int(np.argmin(cost[:, -1])), levels - 1
-    path = [k, j]
-    for origin in reversed(came_from):
-        j, k = int(origin[j, k]), j
-        path.append(j)
-    return path[::-1]
-
-
-def _step_errors(
-    gram: NDArray[np.float64], plan: SolverPlan, carried: NDArray[np.float64]
-) -> dict[tuple[int, int], NDArray[np.float64]]:
-    """Weighted errors of the step j -> k, one for every level i < j before it."""
-    return {
-        (j, k): carried[k] * _local_error(gram, plan, np.arange(j), j, k)
-        for j in range(1, plan.num_steps)
-        for k in range(j + 1, plan.num_steps)
-    }
-
-
-def _local_error(
-    gram: NDArray[np.float64],
-    plan: SolverPlan,
-    i: NDArray[np.int_] | None,
-    j: int,
-    k: int,
-) -> NDArray[np.float64]:
-    """Root mean square of (one step of 2M from recorded arrays) − (recorded x_k), for every i.
-
-    None for i is the first step, which is of first order.
-    """
-    lam = np.log(plan.alpha / plan.sigma)
-    h = lam[k] - lam[j]
-    gain = -plan.alpha[k] * math.expm1(-h)
-    levels = plan.num_steps
-    before = np.zeros(1, int) if i is None else i
-    half_over_r = np.zeros(1) if i is None else 0.5 * h / (lam[j] - lam[before])
-    # The error is v·(x_j, x0_j, x0_i, x_k); its mean square is a quadratic form of the products.
-    factors = np.stack(
-        [
-            np.full(len(before), plan.sigma[k] / plan.sigma[j]),
-            gain * (1 + half_over_r),
-            -gain * half_over_r,
-            np.full(len(before), -1.0),
-        ]
-    )
-    at = np.stack(
-        [
-            np.full(len(before), j),
-            np.full(len(before), levels + j),
-            levels + before,
-            np.full(len(before), k),
-        ]
-    )
-    products = gram[at[:, None], at[None, :]]
-    squares = np.einsum("am,abm,bm->m", factors, products, factors)
-    error: NDArray[np.float64] = np.sqrt(np.maximum(squares, 0.0))
-    return error
 
 
 def spread_of(plan: SolverPlan, *, informed: bool) -> dict[str, float]:
@@ -206,35 +39,6 @@ def spread_of(plan: SolverPlan, *, informed: bool) -> dict[str, float]:
         f"{std:g}": gaussian_run(plan, std, informed=informed).spread_ratio
         for std in STANDARD_DEVIATIONS
     }
-
-
-def keeps_spread(spread: dict[str, float]) -> bool:
-    """Whether every ratio is within what a certificate demands."""
-    low, high = SPREAD_RATIO
-    return all(low <= ratio <= high for ratio in spread.values())
-
-
-def _predict(
-    forecaster: Forecaster,
-    sample: Sample,
-    size: int,
-    seed: int,
-    solver: str,
-    grid: str,
-    steps: int,
-) -> Forecast:
-    return forecaster.predict(
-        sample.case,
-        day=HORIZON,
-        treatment=sample.case.sessions[-1].treatment,
-        samples=size,
-        seed=seed,
-        solver=solver,
-        grid=grid,
-        steps=steps,
-        slices=sample.slices,
-        extrapolate=True,
-    )
 
 
 def with_levels(forecaster: Forecaster, levels: OptimisedLevels) -> Forecaster:
@@ -260,10 +64,10 @@ class Judge:
         self._size = size
         self._seed = seed
         self.solver = solver
-        dense = (DENSE_SOLVER, DENSE_GRID, DENSE_STEPS)
-        self._dense = [drawn(_predict(forecaster, s, size, seed, *dense)) for s in samples]
-        others = [drawn(_predict(forecaster, s, size, seed ^ 1, *dense)) for s in samples]
-        self.floor = self._mean(others)
+        schedule = forecaster.bundle.manifest.card.schedule.build()
+        dense = dense_run(schedule)
+        self._dense = self._drawn(forecaster, **dense, seed=seed)
+        self.floor = self._mean(self._drawn(forecaster, **dense, seed=seed ^ 1))
         """Of a dense run with other noise."""
 
     def of_grid(self, steps: int, grid: str = "logsnr") -> Distance:
@@ -283,8 +87,11 @@ class Judge:
         return self._of(with_levels(self._forecaster, levels), len(times), OPTIMISED)
 
     def _of(self, forecaster: Forecaster, steps: int, grid: str) -> Distance:
-        run = (self._size, self._seed, self.solver, grid, steps)
-        return self._mean([drawn(_predict(forecaster, s, *run)) for s in self._samples])
+        run = {"solver": self.solver, "grid": grid, "steps": steps, "seed": self._seed}
+        return self._mean(self._drawn(forecaster, **run))
+
+    def _drawn(self, forecaster: Forecaster, **run: Any) -> list[Drawn]:
+        return [drawn(forecast_of(forecaster, s, self._size, **run)) for s in self._samples]
 
     def _mean(self, ensembles: list[Drawn]) -> Distance:
         pairs = zip(ensembles, self._dense, strict=True)
@@ -293,11 +100,19 @@ class Judge:
     def score(self, found: Distance) -> float:
         """Mean of the distances of mean, spread and probability over those of other noise."""
         floor = self.floor
-        return (
-            found.mean / floor.mean
-            + found.spread / floor.spread
-            + found.probability / floor.probability
-        ) / 3
+        pairs = (
+            (found.mean, floor.mean),
+            (found.spread, floor.spread),
+            (found.probability, floor.probability),
+        )
+        return sum(_over(value, limit) for value, limit in pairs) / len(pairs)
+
+
+def _over(value: float, limit: float) -> float:
+    """value / limit; a limit of 0 is met by 0 alone, as by a mask that no run finds."""
+    if limit > 0:
+        return value / limit
+    return 0.0 if value == 0 else math.inf
 
 
 def search(
@@ -308,7 +123,9 @@ def search(
     informed: bool,
     say: Callable[[str], None] = lambda message: None,
 ) -> tuple[list[float], float]:
-    """The best times found from `candidates`, and their score; infinite where none keeps spread.
+    """The best times found from `candidates`, and their score; infinite where none passes.
+
+    Only times count whose plan passes every analytic check of a certificate.
 
     Every inner level moves up and down in λ by a share of its distance to its neighbours; a move
     that lowers the score is kept.
@@ -316,7 +133,8 @@ def search(
 
     def scored(times: Sequence[float]) -> float:
         plan = plan_at(schedule, judge.solver, times)
-        if not keeps_spread(spread_of(plan, informed=informed)):
+        checks = analytic_checks(plan, schedule, informed=informed)
+        if not all(check.passed for check in checks):
             return math.inf
         return judge.score(judge.of_times(times))
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from tadiff_export.parity import certify, evaluate, in_float64, make_probes
 from tadiff_export.split import Conditioner, Denoiser, split
 from tadiff_kernels.accuracy import relative_error
 from tadiff_rt.backends import load_backend
+from tadiff_rt.backends.ort import BATCH
 from tadiff_rt.bundle import open_bundle
 from tadiff_rt.errors import ModelFileError, NumericsError, OutputError, UsageError
 from tadiff_train.checkpoint import SIDECAR, WEIGHTS, load_checkpoint
@@ -212,6 +214,29 @@ def test_names_of_bundles(tmp_path):
     assert bundle_path(run / WEIGHTS, None) == tmp_path / "run.tadiff"
     with pytest.raises(UsageError, match=r"NAME\.tadiff"):
         bundle_path(run, tmp_path / "model.onnx")
+
+
+def test_the_denoiser_is_for_any_number_of_rows(bundle, bundle_of_one):
+    """One graph, whatever the batch of the manifest; the conditioner's rows are its own matter."""
+    manifest = open_bundle(bundle).manifest
+    artefact = manifest.artefact("denoiser")
+    assert (artefact.batch, artefact.dynamic_batch) == (4, True)
+    conditioner = manifest.artefact("conditioner")
+    assert (conditioner.batch, conditioner.dynamic_batch) == (None, False)
+    model = onnx.load(bundle / artefact.file)
+    dimensions = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert dimensions == {
+        "sources": [BATCH, 9, SIZE, SIZE],
+        "x_t": [BATCH, 3, SIZE, SIZE],
+        "shifts": [1, manifest.conditioning_width],
+        "eps": [BATCH, 3, SIZE, SIZE],
+        "mask_logits": [BATCH, 4, SIZE, SIZE],
+    }
+    one = open_bundle(bundle_of_one).manifest.artefact("denoiser")
+    assert (one.batch, one.sha256) == (1, artefact.sha256)
 
 
 def test_batch_follows_the_image_size():

@@ -300,12 +300,12 @@ def exhaust(request: BatchRunner, rows: Sequence[Row]) -> None:
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize(("batch", "workers"), [(1, 1), (4, 1), (8, 1), (4, 2), (2, 3)])
 def test_memory_is_what_is_said(solver, batch, workers):
-    """At least three quarters of it with one worker: no other bound would do as well."""
+    """With one worker at least 0.6 of it: all but the noise and finished batches, at the least."""
     size = 48
     sources = images(4, size)
     rows = [(at, sample) for at in range(4) for sample in range(12)]
     request = runner(Lean(batch), solver, sources=sources, workers=workers)
     exhaust(request, rows[:4])  # numpy fills caches of its own in the first run
     peak = peak_channels(lambda: exhaust(request, rows), size)
-    assert peak < runner_channels(request) + 1  # some Python objects
-    assert workers > 1 or peak > 0.75 * runner_channels(request)
+    assert peak < runner_channels(request) + 3  # some Python objects
+    assert workers > 1 or peak > 0.6 * runner_channels(request)

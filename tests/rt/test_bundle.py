@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 
 from tadiff_rt.backends import load_backend
@@ -102,6 +103,88 @@ def test_swapped_artefacts_are_refused(copy):
     a["batch"], b["batch"] = b["batch"], a["batch"]
     (copy / MANIFEST).write_text(json.dumps(manifest))
     refused(copy, "TD4108")
+
+
+def edit_artefact(bundle, role, **changes):
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    next(a for a in manifest["artefacts"] if a["role"] == role).update(changes)
+    edit(bundle, artefacts=manifest["artefacts"])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_the_denoiser_is_loaded_for_the_batch_of_the_manifest(copy, rows):
+    edit_artefact(copy, "denoiser", batch=rows)
+    backend = load_backend("onnxruntime", open_bundle(copy), 1)
+    assert backend.batch == rows
+    width = open_bundle(copy).manifest.conditioning_width
+    feed = [np.zeros((rows, channels, 32, 32), np.float32) for channels in (9, 3)]
+    eps, logits = backend.denoise(*feed, np.zeros((1, width), np.float32))
+    assert (eps.shape, logits.shape) == ((rows, 3, 32, 32), (rows, 4, 32, 32))
+
+
+def test_a_batch_is_halved_down_to_one_row(copy):
+    edit_artefact(copy, "denoiser", batch=5)
+    backend = load_backend("onnxruntime", open_bundle(copy), 1)
+    assert [(backend.halve(), backend.batch) for _ in range(3)] == [
+        (True, 2),
+        (True, 1),
+        (False, 1),
+    ]
+
+
+def test_the_runtime_is_named_without_its_threads(bundle):
+    """What the bits of a result depend on; the description adds what they do not."""
+    one, two = (load_backend("onnxruntime", open_bundle(bundle), n) for n in (1, 2))
+    assert one.runtime == two.runtime
+    assert one.description == f"{one.runtime}, 1 threads"
+    assert two.description == f"{one.runtime}, 2 threads"
+
+
+def test_a_graph_for_any_number_of_rows_is_not_taken_for_a_fixed_one(copy):
+    edit_artefact(copy, "denoiser", dynamic_batch=False)
+    refused(copy, "TD4108")
+
+
+LEVELS = {
+    "solver": "dpmpp_2m",
+    "start_lam": None,
+    "times": [1000.0, 431.5, 1.0],
+    "distance": {"these levels": 0.1},
+    "spread": {"0.1": 0.98},
+    "searched_on": "1 of 2 cases",
+}
+
+
+def test_optimised_levels_are_read(copy):
+    edit(copy, optimised=[LEVELS, {**LEVELS, "start_lam": -2.0}])
+    first, second = open_bundle(copy).manifest.optimised
+    assert first.times == (1000.0, 431.5, 1.0)
+    assert (first.start_lam, second.start_lam) == (None, -2.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"times": []},
+        {"times": [1.0] * 101},
+        {"times": [float("nan")]},
+        {"times": ["soon"]},
+        {"distance": {"these levels": float("inf")}},
+        {"colour": "blue"},
+        {"solver": None},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_optimised_levels_that_are_none_are_refused(copy, change):
+    edit(copy, optimised=[{**LEVELS, **change}])
+    assert "optimised" in refused(copy, "TD5002")
+
+
+def test_manifests_written_before_there_were_optimised_levels_are_read(copy):
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest.pop("optimised")
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    assert open_bundle(copy).manifest.optimised == ()
 
 
 def test_a_file_that_is_not_onnx_is_refused(copy):

@@ -121,6 +121,17 @@ def test_help_goes_to_stdout(line, tadiff_rt):  # A01
     assert ending.out.startswith("Usage: tadiff-rt")
 
 
+def test_the_help_names_every_way_to_sample(tadiff_rt):
+    shown = tadiff_rt("predict", "--help").out
+    for option in (
+        *("samples", "volume-ci", "max-samples", "steps", "solver", "grid", "round-times"),
+        *("coherence", "latin", "seed", "slices", "workers", "threads", "work"),
+    ):
+        assert f"--{option} " in shown
+    for word in ("auto", "unipc_2", "optimised"):
+        assert word in shown
+
+
 def test_version(tadiff_rt):  # A01
     code, out, err = tadiff_rt("--version")
     assert (code, err) == (0, "")
@@ -134,6 +145,14 @@ USAGE = [
     *(("slices", value, "TD3018") for value in ("5:5", "-1", "half", "1:2:3")),
     ("slices", "10", "TD3019"),
     *(("day", value, "TD3011") for value in ("soon", "-5", "+1e3", "", "2026-01-01")),
+    *(("samples", value, "TD3015") for value in ("Auto", "5.0")),
+    *(("volume-ci", value, "TD3021") for value in ("10%", "0")),  # samples are fixed
+    *(("solver", value, "TD3042") for value in ("euler", "")),
+    *(("grid", value, "TD3041") for value in ("even", "logSNR")),
+    ("grid", "optimised", "TD3056"),
+    *(("coherence", value, "TD3048") for value in ("1", "-0.1", "nan")),
+    *(("coherence", value, "TD3000") for value in ("half", "")),
+    *(("workers", value, "TD3000") for value in ("0", "65", "two")),
     ("backend", "torch", "TD3050"),
     ("nonfinite", "ignore", "TD3005"),
     ("affine", "both", "TD3005"),
@@ -148,7 +167,25 @@ def test_values_out_of_range_are_usage_errors(option, value, code, argv, tadiff_
     ending = tadiff_rt(*argv, f"--{option}", value)
     assert (ending.code, ending.codes, ending.out) == (2, [code], "")
     assert "Traceback" not in ending.err
-    assert f"--{option}" in ending.err or code in ("TD3003", "TD3050")
+    assert f"--{option}" in ending.err or code in ("TD3003", "TD3048", "TD3050")
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "what"),
+    [
+        ("--samples auto --volume-ci 0%", "TD3021", "0.1% to 100%, got '0%'"),
+        ("--samples auto --volume-ci ten", "TD3021", "got 'ten'"),
+        ("--samples auto --max-samples 0", "TD3015", "--max-samples must be a whole number"),
+        ("--samples auto --latin", "TD3049", "--latin"),
+        ("--samples 1 --latin", "TD3049", "--latin"),
+        ("--samples 4 --latin --coherence 0.5", "TD3049", "cannot be combined"),
+    ],
+)
+def test_options_that_do_not_fit_together(line, code, what, argv, tadiff_rt, tmp_path):
+    ending = tadiff_rt(*argv, *line.split())
+    assert (ending.code, ending.codes, ending.out) == (2, [code], "")
+    assert what in ending.err
     assert names(tmp_path) == ["out"]
 
 
@@ -238,10 +275,13 @@ def test_a_result_that_cannot_fit_is_not_computed(
     assert names(tmp_path) == ["out"]
 
 
-def test_a_demo_that_cannot_fit_is_not_computed(demo_data, tadiff_rt, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("samples", "each"), [("1", SMALL), ("auto", SPREAD)])
+def test_a_demo_that_cannot_fit_is_not_computed(
+    samples, each, demo_data, tadiff_rt, tmp_path, monkeypatch
+):
     """Two forecasts and their difference."""
-    free = (2 * SMALL + 2**20) * 6 // 5
-    out = ["-o", str(tmp_path / "demo"), "--samples", "1", "--threads", "1"]
+    free = (2 * each + 2**20) * 6 // 5
+    out = ["-o", str(tmp_path / "demo"), "--samples", samples, "--threads", "1"]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free - 1))
     ending = tadiff_rt("demo", *out)
     assert (ending.code, ending.codes) == (7, ["TD7002"])
@@ -275,6 +315,103 @@ def test_two_samples_have_a_spread(argv, tadiff_rt, tmp_path):
     assert (ending.code, ending.err) == (0, "")
     assert "90% interval" in ending.out
     assert "predictedstd_FLAIR.nii.gz" in names(tmp_path / "out/forecast")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "--samples auto --volume-ci 0.1% --max-samples 7",
+            {"samples": 7, "volume_ci": 0.001, "network_evaluations": 7},
+        ),
+        ("--samples auto --volume-ci 1", {"samples": 6, "volume_ci": 1.0}),
+        ("--solver unipc_2 --steps 3", {"solver": "unipc_2", "steps": 3}),
+        ("--solver dpmpp_2s --steps 3", {"solver": "dpmpp_2s", "network_evaluations": 3}),
+        ("--solver ddpm --grid trailing --steps 2", {"grid": "trailing", "times": [1000, 500]}),
+        ("--steps 4 --round-times", {"steps": 4}),
+        ("--coherence 0.9", {"coherence": 0.9, "latin": False}),
+        ("--samples 2 --latin", {"latin": True, "coherence": 0.0}),
+        ("--samples 5 --workers 2", {"samples": 5, "batch": 4}),
+    ],
+)
+def test_every_way_to_sample_ends_in_a_result(line, said, argv, tadiff_rt, tmp_path):
+    ending = tadiff_rt(*argv, *line.split())
+    assert ending.code == 0
+    report = json.loads((tmp_path / "out/forecast/forecast.json").read_text())
+    assert report["sampling"].items() >= said.items()
+    if "--round-times" in line:
+        times = report["sampling"]["times"]
+        assert times == [round(t) for t in times]
+        assert len(set(times)) == 4
+
+
+def test_rounded_times_are_asked_for(argv, tadiff_rt, tmp_path):
+    """Without the option they are fractional."""
+    assert tadiff_rt(*argv, "--steps", "4").code == 0
+    report = json.loads((tmp_path / "out/forecast/forecast.json").read_text())
+    assert report["sampling"]["times"] != [round(t) for t in report["sampling"]["times"]]
+
+
+def test_optimised_levels_are_taken_from_the_bundle(argv, bundle, tadiff_rt, tmp_path):
+    held = tmp_path / "held.tadiff"
+    shutil.copytree(bundle, held)
+    manifest = json.loads((held / "manifest.json").read_text())
+    found = {"distance": {}, "spread": {}, "searched_on": "nothing", "start_lam": None}
+    manifest["optimised"] = [{"solver": "ddim", "times": [1000.0, 431.5, 3.25], **found}]
+    (held / "manifest.json").write_text(json.dumps(manifest))
+    line = [*argv, "--engine", str(held), "--grid", "optimised", "--solver", "ddim"]
+    assert tadiff_rt(*line, "--steps", "3").code == 0
+    report = json.loads((tmp_path / "out/forecast/forecast.json").read_text())
+    assert report["sampling"]["times"] == [1000.0, 431.5, 3.25]
+    ending = tadiff_rt(*line, "--steps", "4", "--overwrite")
+    assert (ending.code, ending.codes) == (2, ["TD3056"])
+    assert "it holds ddim with 3 steps" in ending.err
+    assert "certify BUNDLE --optimise --solver ddim --steps 4" in ending.err
+
+
+def test_a_work_folder_is_used_and_removed(argv, tadiff_rt, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    held = []
+    monkeypatch.setattr(
+        commands, "write_forecast", lambda forecast, folder: held.extend(names(work))
+    )
+    assert tadiff_rt(*argv, "--work", str(work)).code == 0
+    assert held == ["journal.json", "slice-0005.npz"]
+    assert not work.exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "code", "exit_code"),
+    [
+        ("file", "TD8001", 8),
+        ("file/below", "TD8003", 8),
+        ("mine", "TD3055", 2),
+        ("x" * 300, "TD8006", 8),
+        ("/proc/work", "TD8003", 8),
+    ],
+)
+def test_places_where_no_work_can_be_kept(place, code, exit_code, argv, tadiff_rt, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.doc").touch()
+    before = names(tmp_path)
+    ending = tadiff_rt(*argv, "--work", str(tmp_path / place))
+    assert (ending.code, ending.codes, ending.out) == (exit_code, [code], "")
+    assert names(tmp_path) == before
+
+
+def test_workers_share_the_cores(argv, tadiff_rt, tmp_path, monkeypatch):
+    """Unless threads are asked for."""
+    monkeypatch.setattr(commands, "available_cores", lambda: 5)
+    unasked = argv[: argv.index("--threads")] + argv[argv.index("--threads") + 2 :]
+    for line, threads in (
+        ([*unasked, "--workers", "2"], 2),
+        ([*unasked, "--workers", "8"], 1),
+        ([*argv, "--workers", "2", "--threads", "3"], 3),
+    ):
+        assert tadiff_rt(*line, "--overwrite").code == 0
+        report = json.loads((tmp_path / "out/forecast/forecast.json").read_text())
+        assert report["model"]["backend"].endswith(f", {threads} threads")
 
 
 def test_stdout_holds_the_result_and_stderr_the_rest(argv, tadiff_rt, tmp_path):

@@ -1,5 +1,6 @@
 """Streaming statistics against two-pass numpy, exact fractions and exact enumeration."""
 
+import io
 import itertools
 import math
 import tracemalloc
@@ -247,6 +248,60 @@ def test_memory_does_not_grow_with_samples(rng):
     few, many = bytes_of(4), bytes_of(64)
     assert many[0] - few[0] < 60 * 128
     assert many[1] - few[1] < 60 * 128
+
+
+NAMES = ("mean", "std", "tumour_probability", "pair_difference", "areas", "overlaps", "count")
+
+
+@pytest.mark.parametrize("split", [1, 2, 4, 5])
+def test_restored_statistics_go_on_bit_for_bit(split, rng):
+    """Through an archive, as a journal keeps them; the first go on undisturbed."""
+    images = rng.random((5, 3, 4, 5)).astype(np.float32)
+    logits = rng.standard_normal((5, 4, 5)).astype(np.float32)
+    expected = filled(images, logits, threshold=0.4)
+    first = filled(images[:split], logits[:split], threshold=0.4)
+    buffer = io.BytesIO()
+    np.savez(buffer, **first.state())
+    buffer.seek(0)
+    with np.load(buffer) as kept:
+        second = SliceStatistics.restored(dict(kept))
+    assert second.threshold == 0.4
+    direct = SliceStatistics.restored(first.state())
+    for got in (second, direct, first):
+        for image, mask_logits in zip(images[split:], logits[split:], strict=True):
+            got.add(image, mask_logits)
+        for name in NAMES:
+            np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
+        assert all(type(area) is int for area in got.areas + got.overlaps)
+
+
+def test_the_state_of_statistics_with_a_truth_is_not_kept():
+    with pytest.raises(ValueError, match="truth"):
+        filled(np.zeros((2, 3)), np.zeros((2, 3)), truth=np.zeros(3)).state()
+
+
+def broken_states() -> dict[str, dict]:
+    state = filled(np.zeros((3, 2, 4)), np.zeros((3, 4))).state()
+    without = {name: array for name, array in state.items() if name != "_squares"}
+    return {
+        "empty": {},
+        "one missing": without,
+        "one more": {**state, "_more": np.zeros(3)},
+        "shape": {**state, "_pair_sum": np.zeros((2, 5))},
+        "shape that would broadcast": {**state, "_squares": np.zeros((1, 4))},
+        "dtype": {**state, "_mean": np.zeros((2, 4), np.float32)},
+        "mask dtype": {**state, "_last_mask": np.zeros(4, np.uint8)},
+        "image of another shape": {**state, "_mean": np.zeros((3, 4))},
+        "overlaps": {**state, "_overlaps": np.zeros(3, np.int64)},
+        "no samples": {**state, "_areas": np.zeros(0, np.int64)},
+        "threshold": {**state, "threshold": np.array(1.0)},
+    }
+
+
+@pytest.mark.parametrize("name", broken_states())
+def test_what_is_no_state_is_refused(name):
+    with pytest.raises(ValueError, match="not the state of statistics"):
+        SliceStatistics.restored(broken_states()[name])
 
 
 def test_rejects_arrays_of_another_shape():

@@ -247,6 +247,8 @@ def test_an_open_number_of_samples_ends_at_a_fixed_one(forecaster, case):
     ):
         auto = forecaster.predict(case, **{**REQUEST, "samples": "auto"}, **options, workers=2)
         assert len(auto.volume_ml.samples_ml) == n
+        assert auto.report["sampling"]["samples"] == n
+        assert auto.report["sampling"]["network_evaluations"] == 3 * n * 2
         assert same(auto, forecaster.predict(case, **{**REQUEST, "samples": n}))
 
 

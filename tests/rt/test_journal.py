@@ -481,17 +481,25 @@ def test_another_request_is_another_forecast(forecaster, case, bundle_of_one, tm
     refused(Forecaster.load(bundle_of_one, threads=1), case, work)
 
 
-def test_another_range_or_start_is_another_forecast(forecaster, case, tmp_path):
-    """Of a bundle with the same manifest hash, as an attacker or a bug could make it."""
+def test_other_programs_and_other_cards_make_another_forecast(
+    forecaster, case, tmp_path, monkeypatch
+):
+    """Cards of a bundle with the same manifest hash: each part counts by itself."""
     work = tmp_path / "work"
     forecaster.predict(case, **REQUEST, work=work)
     manifest = forecaster.bundle.manifest
-    for fields in ({"x0_range": (0.0, 0.9)}, {"start_lam": -2.0}):
+    noisiest = float(manifest.card.schedule.build().lam(1000.0))  # the same levels, informed
+    for fields in ({"x0_range": (0.0, 0.9)}, {"start_lam": -2.0}, {"start_lam": noisiest}):
         card = manifest.card.model_copy(update=fields)
         changed = dataclasses.replace(
             forecaster.bundle, manifest=manifest.model_copy(update={"card": card})
         )
         refused(Forecaster(changed, forecaster.backend, 0.0), case, work)
+    with monkeypatch.context() as patch:
+        patch.setattr(forecaster.backend, "runtime", "onnxruntime 0.1")
+        refused(forecaster, case, work)
+    monkeypatch.setattr("tadiff_rt.forecast.version", lambda name: "0.0.1")
+    refused(forecaster, case, work)
 
 
 def test_what_changes_no_bit_is_the_same_forecast(forecaster, case, bundle, tmp_path, monkeypatch):

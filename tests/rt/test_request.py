@@ -186,6 +186,8 @@ MALFORMED = {
     "samples": (0, "TD3015"),
     "steps": ("100001", "TD3016"),
     "seed": (-1, "TD3017"),
+    "grid": ("even", "TD3041"),
+    "solver": ("euler", "TD3042"),
     "slices": ("5:5", "TD3018"),
     "treatment": ("tmz", "TD3314"),
 }
@@ -195,6 +197,20 @@ MALFORMED = {
 def test_each_part_of_a_request_is_checked(field):
     value, code = MALFORMED[field]
     assert codes(PredictRequest(**ASKED | {field: value}).check) == [code]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"volume_ci": "10%"}, "TD3021"),
+        ({"samples": "auto", "volume_ci": "0%"}, "TD3021"),
+        ({"samples": "auto", "max_samples": 0}, "TD3015"),
+        ({"coherence": 1.0}, "TD3048"),
+        ({"samples": 1, "latin": True}, "TD3049"),
+    ],
+)
+def test_parts_that_depend_on_each_other_are_checked(fields, code):
+    assert codes(PredictRequest(**ASKED | fields).check) == [code]
 
 
 def test_all_parts_of_a_request_are_checked_at_once():

@@ -3,7 +3,6 @@
 Everything here ends: a run that hangs fails after `PATIENCE_S`.
 """
 
-import _thread
 import hashlib
 import itertools
 import json
@@ -157,26 +156,31 @@ def test_no_memory_for_the_least_bucket_is_the_end(error, backend, calls_of_one_
 
 
 def test_batches_beside_the_one_without_memory_are_given_up():
-    """They hold memory too: the second batch goes on once the first has failed, and ends there."""
-    second_runs, first_failed = threading.Event(), threading.Event()
-    steps_of_second = []
+    """They hold memory too: the second batch ends in the step in which the first has failed."""
+    second_runs = threading.Event()
+    steps_of_second, events = [], []
 
     class Beside(Stub):
         def denoise(self, sources, x, shifts):
-            if self.batch == 4 and sources[0, 0, 0, 0] == 0:
+            if len(x) == 4 and sources[0, 0, 0, 0] == 0:
                 assert second_runs.wait(PATIENCE_S)
-                threading.Timer(0.2, first_failed.set).start()
                 raise MemoryError
-            if self.batch == 4:
-                steps_of_second.append(self.batch)
+            if len(x) == 4:
+                steps_of_second.append(1)
                 second_runs.set()
-                assert first_failed.wait(PATIENCE_S)
+                assert request._stop.wait(PATIENCE_S)
+                events.append("second ends")
             return super().denoise(sources, x, shifts)
+
+        def halve(self):
+            events.append("halved")
+            return super().halve()
 
     rows = [(0, k) for k in range(4)] + [(1, k) for k in range(4)]
     request = runner(Beside(4), workers=2)
     assert patiently(lambda: drawn(request, rows)) == drawn(runner(Stub(4)), rows)
     assert len(steps_of_second) == 1
+    assert events == ["second ends", "halved"]
 
 
 # Memory, on onnxruntime.
@@ -270,7 +274,7 @@ STARVED = """
     feed = np.zeros((4, 9, 32, 32), np.float32), np.zeros((4, 3, 32, 32), np.float32)
     pages = int(open("/proc/self/statm").read().split()[0])
     limit, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**17, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**20, hard))
     try:
         backend.denoise(*feed, shifts)
         code = "none"
@@ -285,7 +289,7 @@ STARVED = """
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="address space limits of Linux")
 def test_a_real_failure_to_allocate_is_recognised(bundle):
-    """An address space with 128 KiB to spare; four rows of the tiny network need megabytes."""
+    """An address space with 1 MiB to spare; four rows of the tiny network need megabytes."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(STARVED), str(bundle)],
         capture_output=True,
@@ -315,19 +319,52 @@ def test_a_forecast_says_that_memory_ran_out(bundle, case_folder, monkeypatch):
     assert again.report["notes"] == whole.report["notes"]
 
 
+# Company.
+
+
+class Together(Stub):
+    """Every evaluation waits until another one runs."""
+
+    def __init__(self, inner=None) -> None:
+        super().__init__(4)
+        self._inner, self._barrier = inner or Stub(4), threading.Barrier(2, timeout=PATIENCE_S)
+
+    def condition(self, *args):
+        return self._inner.condition(*args)
+
+    def denoise(self, sources, x, shifts):
+        self._barrier.wait()
+        return self._inner.denoise(sources, x, shifts)
+
+
+def test_workers_work_at_the_same_time():
+    rows = ROWS[:8]
+    assert patiently(lambda: drawn(runner(Together(), workers=2), rows)) == drawn(
+        runner(Stub(4)), rows
+    )
+
+
+def test_workers_of_a_forecast_work_at_the_same_time(bundle, case_folder):
+    forecaster = Forecaster.load(bundle, threads=1)
+    together = Forecaster(forecaster.bundle, Together(forecaster.backend), 0.0)
+    request = {"day": "+9", "treatment": "TMZ", "samples": 4, "steps": 1, "slices": "4:6"}
+    case = read_case(case_folder)
+    patiently(lambda: together.predict(case, **request, workers=2))
+
+
 # Errors.
 
 
 class Spoilt(Stub):
-    """Gives no number in one call of the batch that begins with slice `at`; counts calls of all.
+    """Gives no number in the batch that begins with slice `at`; counts the calls of each.
 
-    Others wait in their first call until that has happened.
+    Others wait in every call for `stopped`.
     """
 
-    def __init__(self, at: int, value: float = np.nan) -> None:
+    def __init__(self, at: int) -> None:
         super().__init__(4)
-        self._at, self._value = at, value
-        self._spoilt = threading.Event()
+        self._at = at
+        self.stopped = threading.Event()
         self.calls_of: dict[int, int] = {}
 
     def denoise(self, sources, x, shifts):
@@ -336,10 +373,9 @@ class Spoilt(Stub):
             self.calls_of[at] = self.calls_of.get(at, 0) + 1
         eps, logits = super().denoise(sources, x, shifts)
         if at == self._at:
-            eps[2, 1, 3, 4] = self._value
-            threading.Timer(0.2, self._spoilt.set).start()
+            eps[2, 1, 3, 4] = np.nan
         else:
-            assert self._spoilt.wait(PATIENCE_S)
+            assert self.stopped.wait(PATIENCE_S)
         return eps, logits
 
 
@@ -351,6 +387,7 @@ WIDE = [(at, k) for at in range(5) for k in range(4)]
 def test_a_batch_that_fails_stops_the_others(workers):
     """Those that run end at their next step, the one that waits in its first."""
     request = runner(Spoilt(0), workers=workers)
+    request.backend.stopped = request._stop
     with pytest.raises(NumericsError, match="sample 2 of slice 0 is not finite at step 0") as e:
         patiently(lambda: list(request.run(WIDE)))
     assert e.value.code == "TD6002"
@@ -361,7 +398,7 @@ def test_a_batch_that_fails_stops_the_others(workers):
 
 def test_rows_before_the_one_that_fails_have_come():
     backend, found = Spoilt(2), []
-    backend._spoilt.set()  # nobody waits
+    backend.stopped.set()  # nobody waits
 
     def take() -> None:
         for row, _, _ in runner(backend, workers=2).run(WIDE):
@@ -384,6 +421,7 @@ def test_errors_that_are_bugs_come_through():
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_runner_can_be_used_again_after_an_error(workers):
     request = runner(Spoilt(0), "ddpm", workers=workers)
+    request.backend.stopped.set()
     for _ in range(2):
         with pytest.raises(NumericsError):
             patiently(lambda: list(request.run(WIDE)))
@@ -403,7 +441,7 @@ class Endless(Stub):
 
     def denoise(self, sources, x, shifts):
         number = next(self._numbers)
-        time.sleep(0.02)
+        time.sleep(0.05)
         if number == 8:
             self._act()
         return super().denoise(sources, x, shifts)
@@ -412,11 +450,16 @@ class Endless(Stub):
 MANY = [(at, k) for at in range(5) for k in range(40)]
 
 
+def press_control_c() -> None:
+    """To the thread that waits for the workers, as the system would."""
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupt_stops_the_workers(workers):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        request = runner(Endless(_thread.interrupt_main), workers=workers)
+        request = runner(Endless(press_control_c), workers=workers)
         with pytest.raises(KeyboardInterrupt):
             drawn(request, MANY)
     finally:
