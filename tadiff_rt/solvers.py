@@ -17,6 +17,7 @@ __all__ = [
     "COLUMNS",
     "MASK_WINDOW",
     "SOLVERS",
+    "STOCHASTIC",
     "SolverPlan",
     "make_plan",
     "mask_weights",
@@ -46,6 +47,9 @@ _METHODS: dict[str, Callable[[Path, float], Rows]] = {
 }
 
 SOLVERS = tuple(_METHODS)
+
+STOCHASTIC = ("sde_dpmpp_2m", "ddpm")
+"""Those that draw noise in every row; "ddim" does with eta alone."""
 
 
 def make_plan(

@@ -34,9 +34,12 @@ def checkpoint(tmp_path_factory) -> Path:
     from tadiff_train.network import NetworkConfig, TaDiffNet
 
     rng = torch.Generator().manual_seed(7)
-    net = TaDiffNet(
-        NetworkConfig(num_res_blocks=1, num_heads=2, channel_mult=(1, 2), attention_strides=(2,))
+    config = NetworkConfig(
+        num_res_blocks=1, num_heads=2, channel_mult=(1, 2), attention_strides=(2,)
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)  # of the biases, which keep their initial values below
+        net = TaDiffNet(config)
     for p in net.parameters():
         fan_in = max(p[0].numel(), 1) if p.ndim > 1 else 1
         noise = torch.randn(p.shape, generator=rng)

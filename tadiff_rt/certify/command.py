@@ -28,7 +28,7 @@ from tadiff_rt.readers import read_case
 from tadiff_rt.request import NUM_SOURCES, select_sources
 from tadiff_rt.sampling import OPTIMISED, SamplingRequest
 from tadiff_rt.slices import choose_slices, parse_slices
-from tadiff_rt.solvers import plan_at
+from tadiff_rt.solvers import STOCHASTIC, plan_at
 from tadiff_rt.write import write_json
 
 Say = Callable[[str], None]
@@ -101,6 +101,9 @@ def check_search(request: SamplingRequest, *, analytic: bool) -> None:
         if given:
             what = f"--optimise finds levels of its own on images; {option} contradicts it"
             raise UsageError("TD3058", what, where=option, fix=f"leave out {option}")
+    if request.solver in STOCHASTIC:
+        what = f"levels are found by following a dense run, and {request.solver} draws noise"
+        raise UsageError("TD3058", what, where="--solver", fix="use dpmpp_2m or unipc_2")
 
 
 def optimise(
@@ -143,7 +146,7 @@ def optimise(
     found = {
         "these levels": test.score(test.of_times(times)),
         "as many, even in log-SNR": test.score(test.of_grid(steps)),
-        "20, even in log-SNR": test.score(test.of_grid(20)),
+        "20, even in log-SNR": test.score(test.of_grid(min(20, schedule.num_train_timesteps))),
         "other noise": test.score(test.floor),
     }
     plan = plan_at(schedule, request.solver, times)

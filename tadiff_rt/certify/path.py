@@ -54,9 +54,9 @@ def gram_of_trajectory(
         (2M, 2M) mean products over all elements of all rows: x_0 … x_{M−1}, then x0 of each.
     """
     card = forecaster.bundle.manifest.card
-    plan = make_plan(
-        card.schedule.build(), DENSE_SOLVER, RECORDED_LEVELS, DENSE_GRID, card.start_lam
-    )
+    schedule = card.schedule.build()
+    levels = min(RECORDED_LEVELS, schedule.num_train_timesteps)
+    plan = make_plan(schedule, DENSE_SOLVER, levels, DENSE_GRID, card.start_lam)
     total, elements = np.zeros((2 * plan.num_steps, 2 * plan.num_steps)), 0
     for sample in samples:
         recorder = _Recorder(forecaster.backend)

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -189,6 +188,7 @@ def test_an_informed_bundle_is_certified_from_its_own_start(bundle, own, tadiff_
         ("--optimise --steps 8 --round-times", ["TD3058"]),
         ("--optimise --steps 8 --grid trailing", ["TD3058"]),
         ("--optimise --steps 8 --grid optimised", ["TD3058"]),
+        ("--optimise --steps 8 --solver ddpm", ["TD3058"]),
         ("--optimise --steps 8 --grid logsnr", ["TD3057"]),
         ("--optimise --steps 8 --samples 1", ["TD3000"]),
     ],
@@ -325,14 +325,17 @@ def test_the_bundled_case_does_not_fit_a_network_for_other_treatments(bundle):
 
 @pytest.fixture
 def searched(own, case_folder, small, monkeypatch):
-    """The command line of a search that measures on the very slice it searched: it cannot lose."""
+    """The command line of a search that cannot lose: it measures on what it searched."""
 
     def split(forecaster, cases):
         sample = (Sample(cases[0], "5"),)
         return sample, sample
 
     monkeypatch.setattr(command, "_split", split)
-    monkeypatch.setattr(command, "optimise", partial(command.optimise, samples=2))
+    whole = command.Judge  # with one seed throughout
+    monkeypatch.setattr(
+        command, "Judge", lambda judged, on, size, seed, solver: whole(judged, on, size, 0, solver)
+    )
     given = ("--case", case_folder, "--samples", 2, "--threads", 1)
     return ("certify", own, "--optimise", "--steps", STEPS, *given)
 
@@ -347,6 +350,7 @@ def test_optimised_levels_are_kept_and_used(searched, own, case_folder, tmp_path
     assert "searching" in ending.err
     (levels,) = open_bundle(own).manifest.optimised
     assert len(levels.times) == STEPS
+    assert ", 2 samples a slice" in levels.searched_on
     assert ending.out.splitlines()[0] == "times: " + ", ".join(f"{t:.1f}" for t in levels.times)
     for name, value in levels.distance.items():
         assert f"  {name}: {value:.4f}" in ending.out

@@ -456,11 +456,15 @@ def test_distances_are_of_images_that_the_search_did_not_see(ideal, case, monkey
 
 @pytest.mark.slow
 def test_levels_for_the_tiny_network_from_an_informed_start(bundle, case, few_levels, monkeypatch):
-    """Measured on the very slice that was searched, where a search cannot lose."""
+    """Measured on the very slice and noise that were searched, where a search cannot lose."""
     forecaster = forecaster_of(bundle, start_lam=-2.0)
     assert forecaster.backend.halve()
     sample = (Sample(case, "5"),)
     monkeypatch.setattr(command, "_split", lambda forecaster, cases: (sample, sample))
+    whole = command.Judge
+    monkeypatch.setattr(
+        command, "Judge", lambda judged, on, size, seed, solver: whole(judged, on, size, 0, solver)
+    )
     monkeypatch.setattr(path, "RECORDED_LEVELS", 13)
     monkeypatch.setattr(network, "DENSE_STEPS", 25)
     found = command.optimise(forecaster, SamplingRequest(steps=9), [case], samples=2)
