@@ -30,7 +30,7 @@ from tadiff_rt.noise import NoiseSource
 from tadiff_rt.readers import read_case
 from tests.rt.test_batches import FEW, ROWS, SEED, STEPS, Stub, drawn, head_runner, runner
 
-PATIENCE_S = 120
+PATIENCE_S = 60
 ONNX_ERRORS = onnxruntime.capi.onnxruntime_pybind11_state
 
 
