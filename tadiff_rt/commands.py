@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from tadiff_rt.assembly import Forecast
 from tadiff_rt.backends import available_cores
 from tadiff_rt.batches import Progress
 from tadiff_rt.case import MODALITIES, Case, ReadOptions
-from tadiff_rt.errors import EngineError
+from tadiff_rt.errors import EngineError, UsageError, printable
 from tadiff_rt.forecast import Forecaster
 from tadiff_rt.journal import discard_journal
 from tadiff_rt.overview import check_drawing, difference_png, overview_png
@@ -78,6 +79,7 @@ def predict_to_folder(
     start = time.perf_counter()
     request.check()
     check_drawing()
+    _check_apart(work, out, [case_path, Path(engine)])
     inputs = [case_path, engine]
     with ResultFolder(out, overwrite=overwrite, inputs=inputs, manifest=MANIFEST) as result:
         # Workers share the cores, unless the number of threads is asked for.
@@ -100,6 +102,16 @@ def predict_to_folder(
     if work is not None:
         discard_journal(work)
     return forecast
+
+
+def _check_apart(work: Path | None, out: Path, inputs: Sequence[Path]) -> None:
+    """UsageError TD3055 for a work folder in the result or in an input, before anything runs."""
+    if work is None:
+        return
+    for folder in (out, *inputs):
+        if work.resolve().is_relative_to(folder.resolve()):
+            what = f"the work folder lies in {printable(str(folder))}"
+            raise UsageError("TD3055", what, where="--work", fix="give a folder of its own")
 
 
 def run_demo(

@@ -12,6 +12,7 @@ from tadiff_rt.backends import Backend, load_backend
 from tadiff_rt.batches import BatchRunner, Progress, Sampling
 from tadiff_rt.bundle import Bundle, open_bundle
 from tadiff_rt.case import Case, Session
+from tadiff_rt.errors import UsageError
 from tadiff_rt.journal import Journal, fingerprint
 from tadiff_rt.preprocess import prepare
 from tadiff_rt.report import (
@@ -136,6 +137,8 @@ class Forecaster:
             extrapolate=extrapolate,
         )
         asked.check()
+        if workers < 1:
+            raise UsageError("TD3022", f"workers must be 1 or more, got {workers}")
         manifest = self.bundle.manifest
         card = manifest.card
         request = Request(parse_day(day, case.sessions[-1].day), treatment)

@@ -17,12 +17,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tadiff_rt.atomic import atomic_file, clean_leftovers, output_error
 from tadiff_rt.ensemble import SliceStatistics
 from tadiff_rt.errors import UsageError, printable
 
 ABOUT = "journal.json"
+OF = "of"
+"""Entry of a slice's file beside the state of its statistics."""
 _SLICE = re.compile(r"slice-[0-9]{4,}\.npz")
 DAMAGED = (
     OSError,
@@ -66,6 +69,7 @@ class Journal:
             OutputError, ResourceError: it cannot be written.
         """
         self.folder = folder
+        self._forecast = forecast
         try:
             folder.mkdir(parents=True, exist_ok=True)
             clean_leftovers(folder)
@@ -89,12 +93,16 @@ class Journal:
     def load(self, at: int) -> SliceStatistics | None:
         """The kept statistics of slice `at`; None where there are none.
 
-        A damaged file counts as none: its slice is computed again.
+        A damaged file, or one of another slice or forecast, counts as none: its slice is computed
+        again.
         """
         try:
             data = self._file(at).read_bytes()
             with np.load(io.BytesIO(data), allow_pickle=False) as kept:
-                return SliceStatistics.restored(dict(kept))
+                state = dict(kept)
+            if not np.array_equal(state.pop(OF), self._of(at)):
+                return None
+            return SliceStatistics.restored(state)
         except DAMAGED:
             return None
 
@@ -110,8 +118,13 @@ class Journal:
             OutputError, ResourceError: they cannot be written.
         """
         buffer = io.BytesIO()
-        np.savez(buffer, **statistics.state())  # type: ignore[arg-type]  # never allow_pickle
+        state = {**statistics.state(), OF: self._of(at)}
+        np.savez(buffer, **state)  # type: ignore[arg-type]  # never allow_pickle
         _write(self._file(at), buffer.getvalue())
+
+    def _of(self, at: int) -> NDArray[np.uint8]:
+        """Which slice of which forecast a file belongs to."""
+        return np.frombuffer(f"{self._forecast} {at}".encode(), np.uint8)
 
     def _file(self, at: int) -> Path:
         return self.folder / f"slice-{at:04d}.npz"

@@ -76,15 +76,14 @@ class SamplingRequest:
 
     def size(self) -> SampleSize:
         """How many samples; UsageError TD3015 or TD3021."""
+        most = _whole(self.max_samples, 1, MAX_SAMPLES, "--max-samples", "TD3015")
         if self.samples != AUTO:
             if self.volume_ci is not None:
                 what = "a volume interval is asked for with a fixed number of samples"
                 raise UsageError("TD3021", what, where="--volume-ci", fix="pass --samples auto")
             return SampleSize(parse_samples(self.samples))
         share = DEFAULT_VOLUME_CI if self.volume_ci is None else parse_share(self.volume_ci)
-        return SampleSize(
-            _whole(self.max_samples, 1, MAX_SAMPLES, "--max-samples", "TD3015"), share
-        )
+        return SampleSize(most, share)
 
     def noise(self) -> NoiseSource:
         """Where the noise comes from; UsageError TD3017, TD3048 or TD3049."""

@@ -310,6 +310,15 @@ def test_one_sample_has_no_spread_and_says_why(argv, tadiff_rt, tmp_path):  # A0
     assert "nan" not in ending.out.lower() + (folder / "forecast.json").read_text().lower()
 
 
+@pytest.mark.parametrize("inside", ["", "work"])
+def test_a_work_folder_in_the_result_is_refused_before_anything_runs(
+    inside, argv, tadiff_rt, tmp_path
+):
+    ending = tadiff_rt(*argv, "--work", str(tmp_path / "out/forecast" / inside))
+    assert (ending.code, ending.codes) == (2, ["TD3055"])
+    assert not (tmp_path / "out/forecast").exists()
+
+
 def test_two_samples_have_a_spread(argv, tadiff_rt, tmp_path):
     ending = tadiff_rt(*argv, "--samples", "2", "-q")
     assert (ending.code, ending.err) == (0, "")

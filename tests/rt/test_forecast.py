@@ -515,6 +515,7 @@ def test_a_sample_that_is_not_finite_is_named(value, output, forecaster, case):
         ({"slices": "5:5"}, UsageError, None),
         ({"slices": "8:12"}, UsageError, None),
         ({"grid": "even"}, UsageError, "TD3041"),
+        ({"workers": 0}, UsageError, "TD3022"),
         ({"solver": "euler"}, UsageError, "TD3042"),
         ({"volume_ci": "10%"}, UsageError, "TD3021"),
         ({"samples": "auto", "volume_ci": "0%"}, UsageError, "TD3021"),

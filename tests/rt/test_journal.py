@@ -83,6 +83,16 @@ def kept_or_none(journal: Journal, data: bytes) -> dict[str, bytes] | None:
     return None if found is None else bits(found)
 
 
+@pytest.mark.parametrize("what", ["another forecast", "another slice", "another size"])
+def test_a_whole_file_of_something_else_counts_as_none(what, tmp_path):
+    """Copied or renamed by hand."""
+    journal, other = Journal(tmp_path / "work", "this"), Journal(tmp_path / "other", "that")
+    kept, at = (journal, 5) if what == "another slice" else (other, 4)
+    kept.save(at, statistics(size=5 if what == "another size" else 3))
+    source = kept.folder / f"slice-{at:04d}.npz"
+    assert kept_or_none(journal, source.read_bytes()) is None
+
+
 @pytest.fixture
 def whole(journal) -> bytes:
     journal.save(4, statistics())

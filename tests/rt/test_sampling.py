@@ -230,6 +230,12 @@ def test_levels_of_another_run_are_not_taken(solver, steps, start_lam, held):
     assert e.value.fix.endswith(f"--optimise --solver {solver} --steps {steps}")
 
 
+def test_levels_are_not_rounded():
+    with pytest.raises(UsageError, match="cannot be rounded") as e:
+        asked(steps=4, grid="optimised", round_times=True).plan(SCHEDULE, None, HELD)
+    assert (e.value.code, e.value.where) == ("TD3058", "--round-times")
+
+
 def test_levels_are_for_their_own_grid_only():
     plan = asked(steps=4).plan(SCHEDULE, None, HELD)
     np.testing.assert_array_equal(plan.table, make_plan(SCHEDULE, "dpmpp_2m", 4).table)
@@ -241,3 +247,7 @@ def test_levels_that_do_not_fall_are_refused():
         with pytest.raises(TadiffError) as e:
             asked(steps=4, grid="optimised").plan(SCHEDULE, None, (levels(times=times),))
         assert e.value.code == "TD3045"
+
+
+def test_the_limit_of_an_open_number_is_not_ignored():
+    assert codes({"samples": 5, "max_samples": "rubbish"}) == ["TD3015"]
