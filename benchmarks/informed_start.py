@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import append
-from tadiff_rt import Forecaster, read_case
+from benchmarks.solver_distance import known_part
+from tadiff_rt import Forecaster
 from tadiff_train.evaluate import on_network_grid
 
 PATIENTS = 6
@@ -23,13 +24,7 @@ SAMPLES = 4
 
 def rmse(forecaster: Forecaster, subject: Path) -> tuple[float, float]:
     """(root mean square error of the ensemble mean, mean spread) against the last session."""
-    case = read_case(subject)
-    known = dataclasses.replace(case, sessions=case.sessions[:-1])
-    target = case.sessions[-1]
-    mask = known.sessions[-1].mask
-    assert mask is not None
-    areas = (mask.data > 0).sum(axis=(0, 1))
-    at = int(np.argmax(areas[::-1]))  # files run up, canonical slices down
+    known, target, at = known_part(subject)
     forecast = forecaster.predict(
         known,
         day=target.day,

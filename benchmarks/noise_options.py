@@ -32,11 +32,11 @@ REPEATS = 6
 
 def forecast(forecaster: Forecaster, subject: Path, slices: range, **options: Any) -> Forecast:
     """A forecast of the subject's last session on some slices."""
-    known, day, treatment, _ = known_part(subject)
+    known, target, _ = known_part(subject)
     return forecaster.predict(
         known,
-        day=day,
-        treatment=treatment,
+        day=target.day,
+        treatment=target.treatment,
         slices=f"{slices.start}:{slices.stop}",
         extrapolate=True,
         **options,
@@ -45,7 +45,7 @@ def forecast(forecaster: Forecaster, subject: Path, slices: range, **options: An
 
 def around(subject: Path, reach: int) -> range:
     """Slices around the one with most tumour."""
-    at = known_part(subject)[3]
+    at = known_part(subject)[2]
     return range(at - reach, at + reach + 1)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.harness import append
 from tadiff_rt import Forecaster, read_case
-from tadiff_rt.case import Case
+from tadiff_rt.case import Case, Session
 from tadiff_rt.certify.network import Drawn, distance, drawn, mean_distance
 
 PATIENTS = 12
@@ -67,16 +67,15 @@ def all_times(forecaster: Forecaster, solver: str) -> Contestant:
     return Contestant(solver, "all", first)
 
 
-def known_part(subject: Path) -> tuple[Case, int, str, int]:
-    """The case without its last session; that session's day and treatment; the slice of most
-    tumour in the last known session."""
+def known_part(subject: Path) -> tuple[Case, Session, int]:
+    """The case without its last session; that session; the slice of most tumour before it."""
     case = read_case(subject)
     known = dataclasses.replace(case, sessions=case.sessions[:-1])
     mask = known.sessions[-1].mask
     assert mask is not None
     areas = (mask.data > 0).sum(axis=(0, 1))
     at = int(np.argmax(areas[::-1]))  # files run up, canonical slices down
-    return known, case.sessions[-1].day, case.sessions[-1].treatment, at
+    return known, case.sessions[-1], at
 
 
 _forecaster: Forecaster
@@ -92,11 +91,11 @@ def _draw(job: tuple[Path, Contestant, Path]) -> str:
     subject, contestant, file = job
     if file.exists():
         return file.name
-    known, day, treatment, at = known_part(subject)
+    known, target, at = known_part(subject)
     forecast = _forecaster.predict(
         known,
-        day=day,
-        treatment=treatment,
+        day=target.day,
+        treatment=target.treatment,
         samples=SAMPLES,
         seed=contestant.seed,
         steps=contestant.steps,

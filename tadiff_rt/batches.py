@@ -192,7 +192,9 @@ class BatchRunner:
 
 
 def _pad(rows: Float32Array, count: int) -> Float32Array:
-    """`rows` with zero rows appended, contiguous."""
+    """`rows` with zero rows appended where there are fewer than `count`."""
+    if len(rows) == count:
+        return rows
     padded = np.zeros((count, *rows.shape[1:]), np.float32)
     padded[: len(rows)] = rows
     return padded

@@ -135,7 +135,11 @@ def network_checks(certificate: NetworkCertificate) -> tuple[Check, ...]:
         _check(about + "spread ratio", plan.spread_ratio, _within(low - slack, high + slack)),
         _check(about + "probability", plan.probability, _below(times * floor.probability, source)),
         _check(about + "1 - Dice", 1 - plan.dice, _below(times * (1 - floor.dice), source)),
-        _check(about + "volume", plan.volume, _below(max(times * floor.volume, 0.02), "or 0.02")),
+        _check(
+            about + "volume",
+            plan.volume,
+            _below(max(times * floor.volume, 0.02), f"{source}, 0.02 at least"),
+        ),
     )
 
 
