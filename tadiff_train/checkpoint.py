@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from tadiff_rt.card import ModelCard
 from tadiff_rt.errors import ModelFileError
@@ -64,10 +66,10 @@ def load_checkpoint(path: Path) -> tuple[TaDiffNet, Sidecar]:
     if path.is_file() and path.name != WEIGHTS:
         raise ModelFileError(
             "TD4006",
-            f"{path.name} is not a checkpoint of tadiff-train; files of other programs, such as "
-            ".ckpt and .pt, are not read by this version",
+            f"{path.name} is not a checkpoint of tadiff-train",
             where=str(path),
-            fix=f"give a run folder, which holds {WEIGHTS} and {SIDECAR}",
+            fix="`tadiff-export` reads files of other programs; here a run folder is needed, "
+            f"which holds {WEIGHTS} and {SIDECAR}",
         )
     folder = path.parent if path.name == WEIGHTS else path
     weights, sidecar_path = folder / WEIGHTS, folder / SIDECAR
@@ -105,12 +107,35 @@ def load_checkpoint(path: Path) -> tuple[TaDiffNet, Sidecar]:
         raise ModelFileError(
             "TD4016", f"not a safetensors file: {e}", where=str(weights)
         ) from None
-    return _network(sidecar.network, state, weights), sidecar
+    _check(sidecar.network, state, weights)
+    return network_of(sidecar.network, state), sidecar
 
 
-def _network(config: NetworkConfig, state: dict[str, torch.Tensor], where: Path) -> TaDiffNet:
-    net = TaDiffNet(config)
-    expected = {k: tuple(v.shape) for k, v in net.state_dict().items()}
+def network_of(config: NetworkConfig, state: Mapping[str, Tensor]) -> TaDiffNet:
+    """The network with these weights, in evaluation mode and in fp32.
+
+    Built without memory, then given the tensors: no random weight can remain, and torch's global
+    generator is left as it was.
+
+    Args:
+        state: every key and shape of the network. The weights are these tensors themselves where
+            they are float32, so a change to one changes the other.
+    """
+    net = _unfilled(config)
+    # Assigned tensors bring their own dtype, unlike copied ones.
+    net.load_state_dict({k: v.float() for k, v in state.items()}, strict=True, assign=True)
+    return net.eval()
+
+
+def _unfilled(config: NetworkConfig) -> TaDiffNet:
+    """Shapes alone."""
+    with torch.device("meta"):
+        return TaDiffNet(config)
+
+
+def _check(config: NetworkConfig, state: Mapping[str, Tensor], where: Path) -> None:
+    """ModelFileError where the tensors are not the network's, or not finite."""
+    expected = {k: tuple(v.shape) for k, v in _unfilled(config).state_dict().items()}
     got = {k: tuple(v.shape) for k, v in state.items()}
     wrong = [
         f"{key}: {got.get(key, 'missing')} instead of {expected.get(key, 'nothing')}"
@@ -131,5 +156,3 @@ def _network(config: NetworkConfig, state: dict[str, torch.Tensor], where: Path)
             f"{len(broken)} tensors hold NaN or infinite weights, first {broken[0]}",
             where=str(where),
         )
-    net.load_state_dict(state, strict=True)
-    return net.eval()
