@@ -1,0 +1,61 @@
+"""The denoiser as an exported PyTorch program (.pt2): what the torch backend compiles and runs.
+
+`torch.export.save` keeps the pickled example inputs and the stack traces of the exporting machine.
+Neither is part of the program: the first would be code to whoever loads it, the second are paths.
+"""
+
+import io
+import json
+import warnings
+import zipfile
+
+import torch
+
+from tadiff_export.split import Denoiser
+from tadiff_rt.pt2_scan import EXAMPLES, MODEL, scan_program
+
+TRACES = ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack", "from_node")
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The earliest time of a zip entry: the same program gives the same bytes."""
+
+MAX_BATCH = 1024
+
+
+def denoiser_to_program(denoiser: Denoiser, size: int) -> bytes:
+    """The denoiser for any number of images of `size` x `size`, in fp32, as a PT2 archive."""
+    example = (
+        torch.zeros(2, 9, size, size),
+        torch.zeros(2, 3, size, size),
+        torch.zeros(1, sum(denoiser.widths)),
+    )
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own internals
+        program = torch.export.export(
+            denoiser,
+            example,
+            dynamic_shapes={"sources": {0: batch}, "x_t": {0: batch}, "shifts": None},
+            strict=False,
+        )
+        for node in program.graph.nodes:
+            for key in TRACES:
+                node.meta.pop(key, None)
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+    data = _rewritten(buffer.getvalue())
+    scan_program(data, "denoiser.pt2")
+    return data
+
+
+def _rewritten(data: bytes) -> bytes:
+    """The archive without example inputs, in a fixed order and with fixed times."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(out, "w") as kept:
+        for name in sorted(archive.namelist()):
+            content = archive.read(name)
+            if name.endswith(EXAMPLES):
+                content = b""
+            elif name.endswith(MODEL):
+                content = json.dumps(json.loads(content), sort_keys=True).encode()
+            kept.writestr(zipfile.ZipInfo(name, EPOCH), content)
+    return out.getvalue()

@@ -1,0 +1,150 @@
+"""What an exported PyTorch program (.pt2) may hold before PyTorch is given it.
+
+`torch.export.load` (torch 2.13) unpickles example inputs and whatever is marked `use_pickle`,
+looks operators up by dotted name anywhere below `torch`, executes the strings of `guards_code`,
+and hands expressions of sizes to sympy, which evaluates them. So a program is code unless each of
+these is bounded here: every string in it must be harmless, wherever it stands.
+"""
+
+import io
+import json
+import re
+import zipfile
+from collections import Counter
+from typing import Any
+
+from tadiff_rt.errors import ModelFileError
+
+MODEL = "models/model.json"
+EXAMPLES = "data/sample_inputs/model.pt"
+_CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
+_SMALL = (
+    "archive_format",
+    "archive_version",
+    ".data/version",
+    "byteorder",
+    ".data/serialization_id",
+)
+_WEIGHT = re.compile(r"data/(weights|constants)/(weight|tensor)_[0-9]{1,6}")
+_SIZE = r"L\['(sources|x_t|shifts)'\]\.size\(\)\[[0-3]\]"
+_SYMBOL = r"Symbol\('s[0-9]{1,4}', positive=True, integer=True\)"
+_HARMLESS = re.compile(
+    r"[A-Za-z0-9_.+]{0,200}"  # names, versions; without brackets nothing is called
+    rf"|{_SIZE} (==|>=|<=) ({_SIZE}|[0-9]{{1,5}})"
+    rf"|{_SYMBOL}|Mul\(Integer\([0-9]{{1,4}}\), {_SYMBOL}\)"
+)
+_TREE = re.compile(
+    r'(\[1, )?(\{"type": (null|"builtins\.(tuple|dict)"), "context": (null|"null"|"\[\]"), '
+    r'"children_spec": \[(, )?|\]\}(, )?|\])*'
+)
+MAX_JSON_BYTES = 1 << 26
+
+ALLOWED_TARGETS = frozenset(
+    f"torch.ops.aten.{name}"
+    for name in (
+        *("_assert_tensor_metadata.default", "add.Tensor", "add.Scalar", "amax.default"),
+        *("cat.default", "chunk.default", "clone.default", "conv1d.default", "conv2d.default"),
+        *("div.Tensor", "dropout.default", "group_norm.default", "matmul.default", "mul.Tensor"),
+        *("promote_types.default", "reshape.default", "silu.default", "slice.Tensor"),
+        *("softmax.int", "split_with_sizes.default", "sym_size.int", "to.dtype"),
+        *("transpose.int", "unsqueeze.default", "upsample_nearest2d.vec", "view.default"),
+    )
+) | {"_operator.mul", "_operator.floordiv", "_operator.add"}
+"""Operators of the exported denoiser; pure functions of tensors and sizes."""
+
+
+def scan_program(data: bytes, name: str) -> dict[str, int]:
+    """Counts of the operators of a program that runs nothing but them.
+
+    Raises:
+        ModelFileError: TD4104, the file is not a PT2 archive; TD4105, it holds anything that
+            loading would execute, or an operator outside `ALLOWED_TARGETS`.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+            files = _named(entries, name)
+            for path in (MODEL, EXAMPLES, *_CONFIGS):
+                if path not in files:
+                    raise _refused("TD4104", name, f"it holds no {path}")
+            if files[EXAMPLES].file_size:
+                raise _refused("TD4105", name, "it holds pickled example inputs")
+            documents = {
+                path: _document(archive, files[path], name) for path in (MODEL, *_CONFIGS)
+            }
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as e:
+        raise _refused("TD4104", name, f"it is not a PT2 archive: {e}") from None
+    for path in _CONFIGS:
+        _require_raw(documents[path], name)
+    return _operators(documents[MODEL], name)
+
+
+def _named(entries: list[zipfile.ZipInfo], name: str) -> dict[str, zipfile.ZipInfo]:
+    """Entries by their path below the archive's one top folder."""
+    files: dict[str, zipfile.ZipInfo] = {}
+    for entry in entries:
+        path = entry.filename.partition("/")[2]
+        known = path in (MODEL, EXAMPLES, *_CONFIGS, *_SMALL) or _WEIGHT.fullmatch(path)
+        if not known or path in files or entry.compress_type != zipfile.ZIP_STORED:
+            raise _refused("TD4105", name, f"it holds the entry {entry.filename[:80]!r}")
+        files[path] = entry
+    return files
+
+
+def _document(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> dict[str, Any]:
+    if entry.file_size > MAX_JSON_BYTES:
+        raise _refused("TD4104", name, f"{entry.filename} has {entry.file_size} bytes")
+    try:
+        document = json.loads(archive.read(entry))
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise _refused("TD4104", name, f"{entry.filename} is not a JSON object")
+    return document
+
+
+def _require_raw(config: dict[str, Any], name: str) -> None:
+    """Every tensor is stored as bytes, none is pickled."""
+    tensors = config.get("config")
+    if not isinstance(tensors, dict):
+        raise _refused("TD4104", name, "its list of tensors is not a JSON object")
+    for key, tensor in tensors.items():
+        path = tensor.get("path_name") if isinstance(tensor, dict) else None
+        raw = isinstance(tensor, dict) and tensor.get("use_pickle") is False
+        if not raw or not re.fullmatch(r"(weight|tensor)_[0-9]{1,6}", str(path)):
+            raise _refused("TD4105", name, f"the tensor {key[:80]!r} is pickled or elsewhere")
+
+
+def _operators(model: dict[str, Any], name: str) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    waiting: list[tuple[str, Any]] = [("", model)]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, list):
+            waiting += ((key, item) for item in value)
+        elif isinstance(value, dict):
+            waiting += [*value.items(), *(("key", k) for k in value)]
+            if value.keys() & {"as_graph", "as_custom_obj", "as_operator"}:
+                raise _refused("TD4105", name, "it holds nested graphs or objects")
+        elif key == "target":
+            counts[str(value)] += 1
+        elif isinstance(value, str):
+            harmless = _TREE if key in ("in_spec", "out_spec") else _HARMLESS
+            if not harmless.fullmatch(value):
+                raise _refused("TD4105", name, f"its {key[:20]} may be code: {value[:80]!r}")
+    foreign = sorted(counts.keys() - ALLOWED_TARGETS)
+    if foreign or not counts:
+        raise _refused("TD4105", name, f"it calls {', '.join(foreign)[:200] or 'nothing'}")
+    return {target.split(".")[-2]: count for target, count in sorted(counts.items())}
+
+
+def _refused(code: str, name: str, what: str) -> ModelFileError:
+    fix = "use programs that `tadiff-export --target torch` wrote"
+    return ModelFileError(code, f"{name} is refused: {what}", fix=fix)
