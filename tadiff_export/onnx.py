@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tadiff_export.naming import name_by_module
+from tadiff_export.norms import GROUP_NORM
 from tadiff_export.split import Conditioner, Denoiser
 from tadiff_rt.errors import ModelFileError
 from tadiff_rt.onnx_scan import ALLOWED_OPS
@@ -164,7 +165,7 @@ def check(model: onnx.ModelProto) -> None:
         ModelFileError: it is not; names the operators.
     """
     foreign = {n.op_type for n in model.graph.node if n.domain not in ("", "ai.onnx")}
-    foreign |= operators(model).keys() - ALLOWED_OPS
+    foreign |= operators(model).keys() - ALLOWED_OPS - {GROUP_NORM}
     if foreign or model.functions:
         raise ModelFileError(
             "TD4105",

@@ -1,9 +1,11 @@
 """The engine bundle: a folder NAME.tadiff/ that says what it computes and refuses to be misused.
 
     NAME.tadiff/
-      manifest.json            format, network, model card, artefacts with SHA-256, parity figures
+      manifest.json            format, network, model card, artefacts with SHA-256 and certificates
       conditioner.onnx         (timesteps, days, treatments) -> one row of shifts a step
       denoiser.fp32.onnx       (sources, x_t, shifts) -> (eps, mask_logits), any number of rows
+      denoiser.*               the same for other runtimes, in other precisions
+      canary.bin               outputs of the checkpoint on a fixed input
 
 Files are hashed before anything parses them, and runtimes are handed the hashed bytes, so a file
 cannot change between the check and its use.
@@ -15,111 +17,18 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    ValidationError,
-    model_validator,
-)
+from pydantic import ValidationError
 
-from tadiff_rt.card import ModelCard
 from tadiff_rt.errors import EngineError, UsageError
+from tadiff_rt.manifest import FORMAT_VERSION, Artefact, File, Manifest
 
-FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 OPEN_FLAGS = os.O_RDONLY
 for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # not every system has each
     OPEN_FLAGS |= getattr(os, _flag, 0)
 FIX_DAMAGED = "copy the bundle again, or export it again with `tadiff-export`"
-
-
-class Artefact(BaseModel):
-    """One file of the bundle that a backend can run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    file: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")
-    role: Literal["conditioner", "denoiser"]
-    format: Literal["onnx"] = "onnx"
-    precision: Literal["fp32"] = "fp32"
-    batch: int | None = None
-    """Rows the denoiser takes at once; None for the conditioner."""
-    dynamic_batch: bool = False
-    """Whether the denoiser can be loaded for another number of rows; else `batch` is exact."""
-    bytes: int = Field(ge=1)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    operators: dict[str, int] = {}
-
-
-class Parity(BaseModel):
-    """How far the artefacts are from the checkpoint, measured when they were exported."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    reference: str
-    """What was compared with, in words."""
-    max_relative_error: dict[str, FiniteFloat]
-    """max |artefact - reference| / max |reference| of each output, over all probes."""
-    allowed: dict[str, FiniteFloat]
-    """What was accepted: a multiple of PyTorch's own fp32 error on the same probes."""
-    probes: int
-
-    @model_validator(mode="after")
-    def _each_error_has_its_limit(self) -> "Parity":
-        if self.max_relative_error.keys() != self.allowed.keys():
-            raise ValueError("max_relative_error and allowed name different outputs")
-        return self
-
-
-class OptimisedLevels(BaseModel):
-    """Times of a run that `tadiff-rt certify --optimise` found for this bundle."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    solver: str
-    start_lam: float | None
-    times: tuple[FiniteFloat, ...] = Field(min_length=1, max_length=100)
-    """One-based, noisiest first."""
-    distance: dict[str, FiniteFloat]
-    """From the dense run on images that the search did not see, in units of that of other noise:
-    of "these levels", of as many and of 20 levels even in log-SNR."""
-    spread: dict[str, FiniteFloat]
-    """Sampled over true standard deviation of Gaussians, by their standard deviation."""
-    searched_on: str
-    """The cases, in words; no identifiers."""
-
-
-class Manifest(BaseModel):
-    """Everything about a bundle but the weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: int
-    created_by: dict[str, str]
-    """Versions of tadiff, torch, onnx that wrote the bundle."""
-    card: ModelCard
-    network: dict[str, Any]
-    """Shape of the network, for people; the artefacts do not need it."""
-    conditioning_width: int = Field(ge=1)
-    """Length of a row of shifts."""
-    weights_sha256: str
-    artefacts: tuple[Artefact, ...]
-    parity: Parity
-    optimised: tuple[OptimisedLevels, ...] = ()
-
-    def artefact(self, role: str) -> Artefact:
-        """The one artefact of a role."""
-        found = [a for a in self.artefacts if a.role == role]
-        if len(found) != 1:
-            raise EngineError(
-                "TD5011", f"the bundle lists {len(found)} artefacts of role {role!r}, expected one"
-            )
-        return found[0]
 
 
 @dataclass(frozen=True)
@@ -130,8 +39,8 @@ class Bundle:
     manifest: Manifest
     manifest_sha256: str
 
-    def read(self, artefact: Artefact) -> bytes:
-        """The verified bytes of an artefact.
+    def read(self, artefact: File) -> bytes:
+        """The verified bytes of an artefact or another listed file.
 
         Raises:
             EngineError: the file is missing, a link, or not the one that was exported (TD5001).
@@ -258,22 +167,45 @@ def describe_bundle(bundle: Bundle) -> str:
             if card.start_lam is None
             else f"the last scan, noised to a half log-SNR of {card.start_lam:g}"
         ),
-        "",
     ]
-    lines += [
-        f"{a.file:28} {a.format} {a.precision}"
-        + (f", batch {a.batch}{' or fewer' * a.dynamic_batch}" if a.batch else "")
-        + f", {a.bytes / 1e6:.1f} MB"
-        for a in manifest.artefacts
-    ]
+    lines += [f"from: {manifest.source}", ""]
+    lines += describe_artefacts(manifest)
     lines += [
         f"levels optimised for {o.solver} with {len(o.times)} steps; distances, other noise 1: "
         + ", ".join(f"{name} {value:.3f}" for name, value in o.distance.items())
         for o in manifest.optimised
     ]
-    lines += ["", f"parity with {manifest.parity.reference}, {manifest.parity.probes} probes:"]
-    lines += [
-        f"  {name}: relative error {error:.1e}, allowed {manifest.parity.allowed[name]:.1e}"
-        for name, error in manifest.parity.max_relative_error.items()
-    ]
+    for a in manifest.denoisers:
+        lines += ["", f"certificate of {a.file}:"]
+        lines += ["  " + line for line in _certified(a)]
     return "\n".join(lines)
+
+
+def describe_artefacts(manifest: Manifest) -> list[str]:
+    """A table of what the bundle holds, and what was asked for and is not in it."""
+    lines = []
+    for a in manifest.artefacts:
+        rows = f"batch {a.batch}{' or fewer' * a.dynamic_batch}" if a.batch else ""
+        lines.append(
+            f"{a.file:34} {a.label:18} {rows:17} {a.bytes / 1e6:7.1f} MB  {_verdict(a)}".rstrip()
+        )
+    return lines + [
+        f"not in the bundle: {r.format} {r.precision}: {r.code}: {r.reason}"
+        for r in manifest.rejected
+    ]
+
+
+def _verdict(artefact: Artefact) -> str:
+    if artefact.role == "conditioner":
+        return ""
+    if artefact.certificate is None:
+        return "not run yet: checked when loaded"
+    return f"certified, {artefact.certificate.worst:.0%} of what is allowed"
+
+
+def _certified(artefact: Artefact) -> list[str]:
+    if artefact.certificate is not None:
+        return artefact.certificate.lines()
+    lines = ["none: it could not be run where it was exported; it is checked when loaded"]
+    graph = artefact.graph_certificate
+    return lines if graph is None else [*lines, "of the graph it was built from:", *graph.lines()]

@@ -70,7 +70,10 @@ def predict(
         str,
         typer.Option(help="brain, tumour (needs masks), all, k, a:b or a list (top to bottom)."),
     ] = "brain",
-    backend: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
+    backend: Annotated[
+        str,
+        typer.Option(help="auto: the fastest here; or NAME[:PRECISION], as onnxruntime, torch."),
+    ] = "auto",
     threads: Threads = None,
     workers: Annotated[
         int, typer.Option(min=1, max=64, help="Batches at a time; they share the cores.")
@@ -150,6 +153,8 @@ def predict(
             progress=progress,
         )
     if not quiet:
+        for line in forecast.report["model"]["backend_choice"]:
+            say(printable(line))
         for note in forecast.report["notes"]:
             say(f"note: {printable(note)}")
     tell(summary(forecast.report))

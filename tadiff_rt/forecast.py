@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tadiff_rt.assembly import VOLUME_LEVEL, Forecast, assemble
-from tadiff_rt.backends import Backend, load_backend
+from tadiff_rt.backends import AUTO, Backend, available_cores, load_backend
+from tadiff_rt.backends.choose import choose
 from tadiff_rt.batches import BatchRunner, Progress, Sampling
 from tadiff_rt.bundle import Bundle, open_bundle
 from tadiff_rt.case import Case, Session
@@ -54,9 +55,17 @@ class Stopwatch:
 class Forecaster:
     """A loaded bundle; one instance serves any number of cases and requests."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, load_seconds: float) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        load_seconds: float,
+        choice: tuple[str, ...] = (),
+    ) -> None:
         self.bundle = bundle
         self.backend = backend
+        self.choice = choice
+        """Why this backend, a line each, where it was left to the program."""
         self._load_seconds = load_seconds
         self._schedule = bundle.manifest.card.schedule.build()
 
@@ -66,14 +75,23 @@ class Forecaster:
     ) -> "Forecaster":
         """Opens a bundle, verifies its files and loads it on a backend.
 
+        Args:
+            backend: "NAME", "NAME:PRECISION", or "auto" for the fastest that was measured here.
+            threads: of a CPU; None for all cores.
+
         Raises:
             EngineError: the bundle is damaged or cannot run here.
             UsageError: unknown backend, or an address in place of a folder.
         """
         start = time.perf_counter()
         bundle = open_bundle(path)
-        loaded = load_backend(backend, bundle, threads)
-        return cls(bundle, loaded, time.perf_counter() - start)
+        reasons: tuple[str, ...] = ()
+        if backend == AUTO:
+            choice = choose(bundle, threads or available_cores())
+            loaded, reasons = choice.backend, choice.reasons
+        else:
+            loaded = load_backend(backend, bundle, threads)
+        return cls(bundle, loaded, time.perf_counter() - start, reasons)
 
     def predict(
         self,
@@ -179,7 +197,7 @@ class Forecaster:
             )
         notes = [*case.notes, *relaxed, *([padding] if padding else []), *prepared.notes]
         report = {
-            "model": model_report(self.bundle, self.backend),
+            "model": model_report(self.bundle, self.backend, self.choice),
             "request": {"day": request.day, "treatment": request.treatment},
             "sources": [session_report(session) for session in sources],
             "notes": [*without_names(notes, case), *result.notes],

@@ -29,7 +29,7 @@ ALLOWED_OPS = frozenset(
     {
         *("Add", "Div", "Mod", "Mul", "Sub", "Equal", "Where"),
         *("Cos", "Sin", "Sigmoid", "Softmax", "ReduceMax", "ReduceSum"),
-        *("Conv", "Gemm", "MatMul", "GroupNormalization", "Resize"),
+        *("Conv", "Gemm", "MatMul", "InstanceNormalization", "Resize"),
         *("Cast", "Concat", "Expand", "Reshape", "Shape", "Slice", "Split"),
         *("Transpose", "Unsqueeze"),
     }

@@ -13,12 +13,13 @@ from tadiff_rt.case import MODALITIES, Case, Session
 from tadiff_rt.runner import EnsembleResult, SampleSize
 
 
-def model_report(bundle: Bundle, backend: Backend) -> dict[str, Any]:
-    """Which network was run, and how."""
+def model_report(bundle: Bundle, backend: Backend, choice: Sequence[str]) -> dict[str, Any]:
+    """Which network was run, how, and why so."""
     manifest = bundle.manifest
     return {
         "tadiff": version("tadiff"),
         "backend": backend.description,
+        "backend_choice": list(choice),
         "name": manifest.card.name,
         "trained_on": manifest.card.trained_on,
         "intended_use": manifest.card.intended_use,

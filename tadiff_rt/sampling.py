@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tadiff_rt.bundle import OptimisedLevels
 from tadiff_rt.errors import TadiffError, UsageError
+from tadiff_rt.manifest import OptimisedLevels
 from tadiff_rt.noise import NoiseSource
 from tadiff_rt.readers.tables import quoted
 from tadiff_rt.runner import SampleSize

@@ -54,24 +54,98 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory) -> None:
+    """Measured speeds of tests do not end up in the user's cache."""
+    os.environ["TADIFF_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def remember_graphs() -> None:
+    """Exports of one network are traced once: torch.onnx.export is nearly all of their time."""
+    import copy
+    import hashlib
+
+    import tadiff_export.onnx as onnx_export
+    import tadiff_export.workshop as workshop
+
+    if workshop.denoiser_to_onnx is not onnx_export.denoiser_to_onnx:
+        return
+    graphs: dict[object, object] = {}
+
+    def remembered(name: str):
+        export = getattr(onnx_export, name)
+
+        def get(part, *size, **options):
+            weights = hashlib.sha256()
+            for key, value in part.net.state_dict().items():
+                weights.update(key.encode() + value.numpy().tobytes())
+            key = (name, part.net.config, size, *options.items(), weights.digest())
+            if key not in graphs:
+                graphs[key] = export(part, *size, **options)
+            return copy.deepcopy(graphs[key])
+
+        return get
+
+    for name in ("conditioner_to_onnx", "denoiser_to_onnx"):
+        setattr(workshop, name, remembered(name))
+
+
+def export_small(checkpoint: Path, out: Path, **wanted: object) -> Path:
+    """A bundle whose certificate measures little."""
+    from tadiff_export.certify.reference import Settings
+    from tadiff_export.package import export
+    from tadiff_export.wanted import Wanted
+
+    remember_graphs()
+    export(checkpoint, out, wanted=Wanted(**wanted), settings=Settings(samples=2, num_steps=2))
+    return out
+
+
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Path, tmp_path_factory) -> Path:
     """The exported checkpoint, batch 4."""
-    from tadiff_export.package import export
-
-    out = tmp_path_factory.mktemp("bundle") / "tiny.tadiff"
-    export(checkpoint, out, batch=4)
-    return out
+    return export_small(checkpoint, tmp_path_factory.mktemp("bundle") / "tiny.tadiff", batch=4)
 
 
 @pytest.fixture(scope="session")
 def bundle_of_one(checkpoint: Path, tmp_path_factory) -> Path:
     """The exported checkpoint, batch 1."""
-    from tadiff_export.package import export
+    return export_small(checkpoint, tmp_path_factory.mktemp("bundle") / "single.tadiff", batch=1)
 
-    out = tmp_path_factory.mktemp("bundle") / "single.tadiff"
-    export(checkpoint, out, batch=1)
-    return out
+
+@pytest.fixture(scope="session")
+def bundle_of_targets(checkpoint: Path, tmp_path_factory) -> Path:
+    """The exported checkpoint as ONNX in fp32 and fp16 and as a torch program, batch 4."""
+    return export_small(
+        checkpoint,
+        tmp_path_factory.mktemp("bundle") / "targets.tadiff",
+        batch=4,
+        targets=("onnx", "torch"),
+        precisions=("fp32", "fp16"),
+    )
+
+
+def restamp(bundle: Path) -> None:
+    """Makes the graphs of an edited bundle state what its manifest now says."""
+    import hashlib
+    import json
+
+    import onnx
+
+    from tadiff_export.onnx import stamp
+    from tadiff_rt.bundle import MANIFEST, open_bundle
+    from tadiff_rt.manifest import contract
+
+    manifest = open_bundle(bundle).manifest
+    raw = json.loads((bundle / MANIFEST).read_text())
+    for artefact, entry in zip(manifest.artefacts, raw["artefacts"], strict=True):
+        model = onnx.load(bundle / artefact.file)
+        stated = (manifest.card, manifest.weights_sha256, artefact.role, artefact.precision)
+        stamp(model, contract(*stated))
+        data = model.SerializeToString()
+        (bundle / artefact.file).write_bytes(data)
+        entry.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    (bundle / MANIFEST).write_text(json.dumps(raw))
 
 
 def head(seed: int, shape: tuple[int, int, int] = (24, 28, 10)) -> np.ndarray:

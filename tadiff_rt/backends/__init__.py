@@ -1,8 +1,10 @@
 """Ways to run a bundle's network. Each is imported only when it is chosen."""
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -10,9 +12,9 @@ from numpy.typing import NDArray
 
 from tadiff_rt.bundle import Bundle
 from tadiff_rt.errors import EngineError, UsageError
+from tadiff_rt.manifest import Artefact, Format
 
-BACKENDS = {"onnxruntime": "tadiff_rt.backends.ort"}
-"""Name -> module with `load(bundle, threads) -> Backend`."""
+AUTO = "auto"
 
 
 class Backend(Protocol):
@@ -20,7 +22,8 @@ class Backend(Protocol):
 
     name: str
     runtime: str
-    """Runtime, version and device: what the bits of a result depend on beside the bundle."""
+    """Runtime, version, device and precision: what the bits of a result depend on beside the
+    bundle."""
     description: str
     """The same with the threads, for reports."""
     batch: int
@@ -43,30 +46,117 @@ class Backend(Protocol):
         """Goes on with half the bucket, to use less memory; False where that cannot be done."""
 
 
-def load_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backend:
-    """The backend called `name`, or for "auto" the fastest that this machine and bundle have.
+@dataclass(frozen=True)
+class Kind:
+    """A backend before it is imported."""
 
-    A named backend is never replaced by another.
+    module: str
+    """Has `load(bundle, artefact, threads) -> Backend`, and `unavailable(name) -> str`: why it
+    cannot run on this machine, empty if it can."""
+    format: Format
+    """Of the artefacts that it runs."""
+    packages: tuple[str, ...]
+    """What it imports."""
+    extra: str
+    """Of the installation: pip install 'tadiff[EXTRA]'."""
+    default_precision: str
+    """Taken where a bundle has several and none is asked for."""
+
+
+BACKENDS: dict[str, Kind] = {
+    "onnxruntime": Kind("tadiff_rt.backends.ort", "onnx", ("onnxruntime",), "cpu", "fp32"),
+    "onnxruntime-cuda": Kind(
+        "tadiff_rt.backends.ort_cuda", "onnx", ("onnxruntime",), "gpu", "fp16"
+    ),
+    "onnxruntime-tensorrt": Kind(
+        "tadiff_rt.backends.ort_tensorrt", "onnx", ("onnxruntime",), "gpu", "fp16"
+    ),
+    "tensorrt": Kind(
+        "tadiff_rt.backends.trt", "tensorrt", ("tensorrt", "torch"), "tensorrt", "fp16"
+    ),
+    "tensorrt-rtx": Kind(
+        "tadiff_rt.backends.trt", "tensorrt-rtx", ("tensorrt_rtx", "torch"), "rtx", "fp16"
+    ),
+    "torch": Kind("tadiff_rt.backends.program", "torch", ("torch", "onnxruntime"), "gpu", "fp32"),
+}
+
+
+def load_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backend:
+    """A loaded backend, "NAME" or "NAME:PRECISION"; never another in its place.
+
+    For "auto" see `choose.choose`.
 
     Raises:
-        UsageError: no such backend (TD3050).
+        UsageError: no such backend (TD3050), or not this precision of it in the bundle (TD3061).
         EngineError: it cannot run here (TD5008), or the bundle is unfit for it.
     """
-    chosen = "onnxruntime" if name == "auto" else name
-    if chosen not in BACKENDS:
+    return open_backend(*find_artefact(name, bundle), bundle, threads or available_cores())
+
+
+def find_artefact(asked: str, bundle: Bundle) -> tuple[str, Artefact]:
+    """Backend name and artefact of "NAME" or "NAME:PRECISION"."""
+    name, _, precision = asked.partition(":")
+    if name not in BACKENDS:
         raise UsageError(
-            "TD3050", f"unknown backend {name!r}; choose from auto, {', '.join(BACKENDS)}"
+            "TD3050", f"unknown backend {name!r}; choose from {AUTO}, {', '.join(BACKENDS)}"
         )
-    try:
-        module = importlib.import_module(BACKENDS[chosen])
-    except ModuleNotFoundError as e:
+    kind = BACKENDS[name]
+    held: dict[str, Artefact] = {
+        a.precision: a for a in bundle.manifest.denoisers if a.format == kind.format
+    }
+    if not held:
+        raise EngineError(
+            "TD5012",
+            f"the bundle holds nothing for backend {name!r}, which runs {kind.format} artefacts",
+            where=str(bundle.path),
+            fix=f"tadiff-export CKPT --target {kind.format}, or --backend {AUTO}",
+        )
+    if precision and precision not in held:
+        have = ", ".join(held)
+        what = f"the bundle has no {kind.format} artefact in {precision!r}; it has {have}"
+        raise UsageError("TD3061", what, where="--backend", fix=f"--backend {name}")
+    usual = kind.default_precision if kind.default_precision in held else next(iter(held))
+    return name, held[precision or usual]
+
+
+def open_backend(
+    name: str, artefact: Artefact, bundle: Bundle, threads: int, *, canary: bool = True
+) -> Backend:
+    """One artefact on one backend.
+
+    Args:
+        canary: compare it with the bundle's canary if it was never certified.
+    """
+    kind = BACKENDS[name]
+    reason = unavailable(name)
+    if reason:
         raise EngineError(
             "TD5008",
-            f"backend {chosen!r} needs the package {e.name}, which is not installed",
-            fix="pip install 'tadiff[cpu]'",
-        ) from None
-    backend: Backend = module.load(bundle, threads or available_cores())
+            f"backend {name!r} cannot run here: {reason}",
+            fix=f"pip install 'tadiff[{kind.extra}]'"
+            + (", or --backend onnxruntime" if name != "onnxruntime" else ""),
+        )
+    backend: Backend = importlib.import_module(kind.module).load(bundle, artefact, threads)
+    if canary and artefact.certificate is None:
+        from tadiff_rt.canary import require_canary
+
+        require_canary(bundle, artefact, backend)
     return backend
+
+
+def unavailable(name: str) -> str:
+    """Why a backend cannot run on this machine; empty if it can."""
+    kind = BACKENDS[name]
+    for package in kind.packages:
+        # find_spec raises for a module that is None in sys.modules, as tests set it
+        try:
+            found = importlib.util.find_spec(package) is not None
+        except ValueError:
+            found = False
+        if not found:
+            return f"the package {package} is not installed"
+    reason: str = importlib.import_module(kind.module).unavailable(name)
+    return reason
 
 
 def available_cores() -> int:

@@ -1,13 +1,16 @@
 """ONNX Runtime on the CPU: the fastest CPU runtime measured for this network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from tadiff_rt.bundle import Artefact, Bundle
+from tadiff_rt.bundle import Bundle
 from tadiff_rt.errors import EngineError, ResourceError
+from tadiff_rt.manifest import Artefact, contract
+from tadiff_rt.onnx_scan import Value, require_contract, scan
 
 PROVIDER = "CPUExecutionProvider"
 BATCH = "batch"
@@ -17,49 +20,66 @@ _STATE = ort.capi.onnxruntime_pybind11_state
 OUT_OF_MEMORY = (MemoryError, _STATE.Fail, _STATE.RuntimeException)
 """Fail comes from the arena, RuntimeException from std::bad_alloc."""
 
+OUTPUTS = ["eps", "mask_logits"]
+
+
+def unavailable(name: str) -> str:
+    """Why this backend cannot run here: it can, wherever onnxruntime is installed."""
+    return ""
+
+
+class OrtConditioner:
+    """The conditioner of a bundle; in fp32 and on the CPU, whatever runs the denoiser."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        manifest = bundle.manifest
+        self.width = manifest.conditioning_width
+        four, steps = Value("fp32", (1, 4)), Value("fp32", ("steps",))
+        self._session = session(
+            bundle,
+            manifest.conditioner,
+            inputs={"t": steps, "days": four, "treatments": four},
+            outputs={"shifts": Value("fp32", ("steps", self.width))},
+        )
+
+    def condition(
+        self, t: NDArray[np.float64], days: Sequence[float], treatments: Sequence[float]
+    ) -> NDArray[np.float32]:
+        """See `Backend.condition`."""
+        feed = {
+            "t": t.astype(np.float32),
+            "days": np.array([days], dtype=np.float32),
+            "treatments": np.array([treatments], dtype=np.float32),
+        }
+        shifts: NDArray[np.float32] = self._session.run(["shifts"], feed)[0]
+        return shifts
+
+
+def load_conditioner(bundle: Bundle) -> OrtConditioner:
+    """The conditioner that every backend shares."""
+    return OrtConditioner(bundle)
+
 
 class OrtBackend:
     """A bundle's ONNX artefacts as inference sessions with a fixed number of threads."""
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        manifest = bundle.manifest
+    def __init__(self, bundle: Bundle, artefact: Artefact, threads: int) -> None:
         self._bundle = bundle
+        self._artefact = artefact
         self._threads = threads
-        self._artefact = manifest.artefact("denoiser")
-        self.batch = self._artefact.batch or 1
+        self.batch = artefact.batch or 1
         self.runtime = f"onnxruntime {ort.__version__}, {PROVIDER}"
+        if artefact.precision != "fp32":
+            self.runtime += f", {artefact.precision}"
         self.description = f"{self.runtime}, {threads} threads"
-        self._conditioner = _session(
-            bundle,
-            manifest.artefact("conditioner"),
-            threads=1,
-            inputs={"t": [None], "days": [1, 4], "treatments": [1, 4]},
-            outputs={"shifts": [None, manifest.conditioning_width]},
-        )
+        self._conditioner = load_conditioner(bundle)
         self._denoiser = self._load_denoiser()
 
-    def _load_denoiser(self) -> ort.InferenceSession:
-        """The denoiser for buckets of exactly `self.batch` rows.
-
-        A graph for any number of rows has that number fixed when it is loaded: onnxruntime then
-        fuses as for a static graph, and the bits are the same in buckets of every size.
-        """
-        size, b = self._bundle.manifest.card.data.size, self.batch
-        width = self._bundle.manifest.conditioning_width
-        return _session(
-            self._bundle,
-            self._artefact,
-            threads=self._threads,
-            inputs={
-                "sources": [b, 9, size, size],
-                "x_t": [b, 3, size, size],
-                "shifts": [1, width],
-            },
-            outputs={"eps": [b, 3, size, size], "mask_logits": [b, 4, size, size]},
-            rows=b if self._artefact.dynamic_batch else None,
-        )
+    def _load_denoiser(self) -> Any:
+        options = session_options(self._threads)
+        return denoiser_session(self._bundle, self._artefact, self.batch, options)
 
     def halve(self) -> bool:
         """See `Backend.halve`."""
@@ -74,21 +94,14 @@ class OrtBackend:
         self, t: NDArray[np.float64], days: Sequence[float], treatments: Sequence[float]
     ) -> NDArray[np.float32]:
         """See `Backend.condition`."""
-        feed = {
-            "t": t.astype(np.float32),
-            "days": np.array([days], dtype=np.float32),
-            "treatments": np.array([treatments], dtype=np.float32),
-        }
-        shifts: NDArray[np.float32] = self._conditioner.run(["shifts"], feed)[0]
-        return shifts
+        return self._conditioner.condition(t, days, treatments)
 
     def denoise(
         self, sources: NDArray[np.float32], x: NDArray[np.float32], shifts: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Backend.denoise`."""
-        feed = {"sources": sources, "x_t": x, "shifts": shifts}
         try:
-            eps, logits = self._denoiser.run(["eps", "mask_logits"], feed)
+            eps, logits = self._run({"sources": sources, "x_t": x, "shifts": shifts})
             return eps, logits
         except OUT_OF_MEMORY as e:
             what = f"onnxruntime could not run a batch of {self.batch}: {str(e)[:200]}"
@@ -96,53 +109,98 @@ class OrtBackend:
         fix = "free memory, use fewer workers, or export with a smaller --batch"
         raise ResourceError("TD7001", what, fix=fix)
 
+    def _run(self, feed: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        outputs: list[NDArray[np.float32]] = self._denoiser.run(OUTPUTS, feed)
+        return outputs
 
-def load(bundle: Bundle, threads: int) -> OrtBackend:
+
+def load(bundle: Bundle, artefact: Artefact, threads: int) -> OrtBackend:
     """A backend for `bundle` on `threads` CPU threads."""
-    return OrtBackend(bundle, threads)
+    return OrtBackend(bundle, artefact, threads)
 
 
-Shape = list[int | None]
-
-
-def _session(
-    bundle: Bundle,
-    artefact: Artefact,
-    *,
-    threads: int,
-    inputs: dict[str, Shape],
-    outputs: dict[str, Shape],
-    rows: int | None = None,
-) -> ort.InferenceSession:
+def session_options(threads: int) -> Any:
+    """Options of a session with a fixed number of threads."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if rows is not None:
+    return options
+
+
+def denoiser_session(
+    bundle: Bundle,
+    artefact: Artefact,
+    rows: int,
+    options: Any,
+    providers: Sequence[str | tuple[str, Mapping[str, Any]]] = (PROVIDER,),
+) -> Any:
+    """The denoiser for buckets of exactly `rows` rows.
+
+    A graph for any number of rows has that number fixed when it is loaded: onnxruntime then
+    fuses as for a static graph, and the bits are the same in buckets of every size.
+    """
+    size, width = bundle.manifest.card.data.size, bundle.manifest.conditioning_width
+    b: int | str = BATCH if artefact.dynamic_batch else rows
+    if artefact.dynamic_batch:
         options.add_free_dimension_override_by_name(BATCH, rows)
+    return session(
+        bundle,
+        artefact,
+        inputs={
+            "sources": Value("fp32", (b, 9, size, size)),
+            "x_t": Value("fp32", (b, 3, size, size)),
+            "shifts": Value("fp32", (1, width)),
+        },
+        outputs={
+            "eps": Value("fp32", (b, 3, size, size)),
+            "mask_logits": Value("fp32", (b, 4, size, size)),
+        },
+        options=options,
+        providers=providers,
+    )
+
+
+def session(
+    bundle: Bundle,
+    artefact: Artefact,
+    *,
+    inputs: Mapping[str, Value],
+    outputs: Mapping[str, Value],
+    options: Any = None,
+    providers: Sequence[str | tuple[str, Mapping[str, Any]]] = (PROVIDER,),
+) -> Any:
+    """A session of a graph that was hashed, scanned and found to keep the bundle's contract.
+
+    Raises:
+        EngineError: the file is damaged (TD5001), or onnxruntime cannot load it (TD5013).
+        ModelFileError: TD41xx, the graph is hostile, foreign, or of another checkpoint.
+    """
+    data = bundle.read(artefact)
+    manifest = bundle.manifest
+    stated = contract(manifest.card, manifest.weights_sha256, artefact.role, artefact.precision)
+    require_contract(
+        scan(data, artefact.file),
+        inputs=inputs,
+        outputs=outputs,
+        contract={f"tadiff.{key}": value for key, value in stated.items()},
+        name=artefact.file,
+    )
+    names = [p if isinstance(p, str) else p[0] for p in providers]
     try:
-        session = ort.InferenceSession(bundle.read(artefact), options, providers=[PROVIDER])
+        loaded = ort.InferenceSession(data, options or session_options(1), providers=[*providers])
     except Exception as e:  # onnxruntime's exceptions share no base class
-        if isinstance(e, EngineError):
-            raise
         raise EngineError(
             "TD5013",
             f"onnxruntime {ort.__version__} cannot load {artefact.file}: {str(e)[:300]}",
             where=str(bundle.path),
             fix="upgrade onnxruntime, or export the checkpoint again",
         ) from None
-    for kind, declared, got in (
-        ("input", inputs, session.get_inputs()),
-        ("output", outputs, session.get_outputs()),
-    ):
-        found = {v.name: [n if isinstance(n, int) else None for n in v.shape] for v in got}
-        types = {v.type for v in got}
-        if found != declared or types != {"tensor(float)"}:
-            raise EngineError(
-                "TD4108",
-                f"the {kind}s of {artefact.file} are {found} of {sorted(types)}, "
-                f"the manifest implies {declared} of float32",
-                where=str(bundle.path),
-                fix="export the checkpoint again",
-            )
-    return session
+    # Where a provider cannot start, onnxruntime takes the next one and only logs it.
+    if loaded.get_providers()[0] != names[0]:
+        raise EngineError(
+            "TD5008",
+            f"onnxruntime runs {artefact.file} on {loaded.get_providers()[0]}, not on {names[0]}",
+            fix="install the CUDA libraries that onnxruntime-gpu asks for, or --backend auto",
+        )
+    return loaded

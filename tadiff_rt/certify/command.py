@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tadiff_rt.batches import Progress
-from tadiff_rt.bundle import MANIFEST, Bundle, OptimisedLevels, open_bundle
+from tadiff_rt.bundle import MANIFEST, Bundle, open_bundle
 from tadiff_rt.case import Case
 from tadiff_rt.certify.analytic import ORDER_STEPS
 from tadiff_rt.certify.network import Sample, certify_network
@@ -23,6 +23,7 @@ from tadiff_rt.certify.report import (
 from tadiff_rt.commands import DEMO_CASE
 from tadiff_rt.errors import InputDataError, NumericsError, UsageError
 from tadiff_rt.forecast import Forecaster
+from tadiff_rt.manifest import OptimisedLevels
 from tadiff_rt.preprocess import prepare
 from tadiff_rt.readers import read_case
 from tadiff_rt.request import NUM_SOURCES, select_sources

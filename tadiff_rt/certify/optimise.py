@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from tadiff_rt.bundle import OptimisedLevels
 from tadiff_rt.certify.analytic import STANDARD_DEVIATIONS, gaussian_run
 from tadiff_rt.certify.network import (
     Distance,
@@ -25,6 +24,7 @@ from tadiff_rt.certify.network import (
 )
 from tadiff_rt.certify.report import analytic_checks
 from tadiff_rt.forecast import Forecaster
+from tadiff_rt.manifest import OptimisedLevels
 from tadiff_rt.sampling import OPTIMISED
 from tadiff_rt.schedule import NoiseSchedule
 from tadiff_rt.solvers import SolverPlan, plan_at

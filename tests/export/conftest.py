@@ -4,6 +4,7 @@ import onnx
 import pytest
 
 from tadiff_export.tensorrt import BuiltEngine, build_engine
+from tests.conftest import remember_graphs
 
 WEIGHTS = "a" * 64
 WORKSPACE = 4 << 30
@@ -17,6 +18,11 @@ def to_rtx(data: bytes, **changes: object) -> BuiltEngine:
         "weights_sha256": WEIGHTS,
     }
     return build_engine(data, **(options | changes))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _graphs_once() -> None:
+    remember_graphs()
 
 
 @pytest.fixture(scope="session")

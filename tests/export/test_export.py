@@ -1,6 +1,7 @@
-"""The bundle computes the checkpoint, and the parity check would notice if it did not."""
+"""What `tadiff-export` writes: whole, certified bundles, or nothing."""
 
 import json
+import multiprocessing
 import shutil
 
 import numpy as np
@@ -8,18 +9,24 @@ import onnx
 import pytest
 import torch
 
-from tadiff_export.onnx import check, conditioner_to_onnx, denoiser_to_onnx
-from tadiff_export.package import bundle_path, default_batch, export
-from tadiff_export.parity import certify, evaluate, in_float64, make_probes
+from tadiff_export.certify.probes import make_probes
+from tadiff_export.certify.reference import Settings
+from tadiff_export.checkpoint import Asked
+from tadiff_export.cli import spread
+from tadiff_export.onnx import conditioner_to_onnx, denoiser_to_onnx
+from tadiff_export.package import bundle_path, export, summary
 from tadiff_export.split import Conditioner, Denoiser, split
-from tadiff_kernels.accuracy import relative_error
+from tadiff_export.wanted import Wanted, default_batch
 from tadiff_rt.backends import load_backend
 from tadiff_rt.backends.ort import BATCH
-from tadiff_rt.bundle import open_bundle
-from tadiff_rt.errors import ModelFileError, NumericsError, OutputError, UsageError
+from tadiff_rt.bundle import MANIFEST, open_bundle
+from tadiff_rt.errors import EngineError, ModelFileError, NumericsError, OutputError, UsageError
+from tadiff_rt.forecast import Forecaster
+from tadiff_rt.schedule import NoiseSchedule
 from tadiff_train.checkpoint import SIDECAR, WEIGHTS, load_checkpoint
 
 SIZE = 32
+LITTLE = Settings(samples=2, num_steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -27,159 +34,42 @@ def net(checkpoint):
     return load_checkpoint(checkpoint)[0]
 
 
-@pytest.fixture(scope="module")
-def backend(bundle):
-    return load_backend("onnxruntime", open_bundle(bundle), threads=1)
-
-
-@pytest.mark.parametrize("probe", make_probes(2, SIZE), ids=lambda p: f"t{p.t:g}")
+@pytest.mark.parametrize(
+    "probe", make_probes(NoiseSchedule.linear(1000), 2, SIZE), ids=lambda p: f"t{p.t:g}"
+)
 def test_both_parts_together_are_the_network(net, probe):
     conditioner, denoiser = split(net)
     days, treatments = (torch.tensor([v]).float() for v in (probe.days, probe.treatments))
+    sources, x = torch.from_numpy(probe.sources), torch.from_numpy(probe.x)
+    n = len(x)
     with torch.no_grad():
-        shifts = conditioner(torch.tensor([probe.t]), days, treatments)
-        eps, logits = denoiser(
-            torch.from_numpy(probe.sources), torch.from_numpy(probe.x_t), shifts
+        shifts = conditioner(torch.tensor([probe.t]).float(), days, treatments)
+        eps, logits = denoiser(sources, x, shifts)
+        whole = net(
+            torch.cat([sources, x], dim=1),
+            torch.full((n,), probe.t),
+            days.expand(n, -1),
+            treatments.expand(n, -1),
+            torch.full((n,), 3),
         )
-    whole = evaluate(net, probe, torch.float32)
-    torch.testing.assert_close(eps.double(), whole["eps"], rtol=0, atol=1e-4)
-    torch.testing.assert_close(logits.double(), whole["mask_logits"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(eps, whole[:, 4:], rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits, whole[:, :4], rtol=0, atol=1e-4)
 
 
-def test_one_call_of_the_conditioner_serves_all_steps(net, backend):
+def test_one_call_of_the_conditioner_serves_all_steps(net, bundle):
+    backend = load_backend("onnxruntime", open_bundle(bundle), threads=1)
     t = np.array([1000.0, 431.25, 9.7, 1.0])
     days, treatments = (0, 30, 75, 250), (0, 0, 1, 2)
     table = backend.condition(t, days, treatments)
     rows = [backend.condition(t[i : i + 1], days, treatments)[0] for i in range(len(t))]
     np.testing.assert_allclose(table, rows, rtol=0, atol=1e-5 * np.abs(table).max())
-    conditioner, _ = split(net)
     with torch.no_grad():
-        expected = conditioner(
+        expected = split(net)[0](
             torch.tensor(t).float(),
             torch.tensor([days]).float(),
             torch.tensor([treatments]).float(),
         ).numpy()
     np.testing.assert_allclose(table, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-
-
-def test_float64_differs_from_float32_by_rounding_only(net):
-    probe = make_probes(1, SIZE)[2]
-    exact = evaluate(in_float64(net), probe, torch.float64)
-    plain = evaluate(net, probe, torch.float32)
-    for name in exact:
-        assert 1e-9 < relative_error(plain[name], exact[name]) < 1e-4
-
-
-class Planted:
-    """A backend with a fault that an exporter could make."""
-
-    def __init__(self, inner, fault):
-        self._inner, self._fault = inner, fault
-        self.description, self.batch = inner.description, inner.batch
-
-    def condition(self, t, days, treatments):
-        if self._fault == "time off by one":
-            t = t - 1
-        if self._fault == "days as weeks":
-            days = [d / 7 for d in days]
-        if self._fault == "treatment off by one":
-            treatments = [c + 1 for c in treatments]
-        if self._fault == "sources in reverse":
-            days, treatments = [*days[2::-1], days[3]], [*treatments[2::-1], treatments[3]]
-        return self._inner.condition(t, days, treatments)
-
-    def denoise(self, sources, x, shifts):
-        if self._fault == "sessions swapped":
-            sources = np.concatenate([sources[:, 3:6], sources[:, :3], sources[:, 6:]], axis=1)
-        if self._fault == "modality-major":
-            n, _, h, w = sources.shape
-            sources = sources.reshape(n, 3, 3, h, w).swapaxes(1, 2).reshape(sources.shape)
-        if self._fault == "image transposed":
-            sources = sources.swapaxes(2, 3)
-        if self._fault == "half precision":
-            sources, x = (a.astype(np.float16).astype(np.float32) for a in (sources, x))
-        eps, logits = self._inner.denoise(np.ascontiguousarray(sources), x, shifts)
-        if self._fault == "mask channels rotated":
-            logits = np.roll(logits, 1, axis=1)
-        if self._fault == "one row dropped":
-            eps[-1] = 0
-        if self._fault == "not finite":
-            eps[0, 0, 0, 0] = np.nan
-        return eps, logits
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        "time off by one",
-        "days as weeks",
-        "treatment off by one",
-        "sources in reverse",
-        "sessions swapped",
-        "modality-major",
-        "image transposed",
-        "half precision",
-        "mask channels rotated",
-        "one row dropped",
-        "not finite",
-    ],
-)
-def test_parity_notices(fault, net, backend):
-    with pytest.raises(NumericsError, match="from float64 PyTorch"):
-        certify(net, Planted(backend, fault), SIZE)
-
-
-def test_parity_accepts_the_bundle(net, backend, bundle):
-    parity = certify(net, backend, SIZE)
-    recorded = open_bundle(bundle).manifest.parity
-    assert parity.allowed == recorded.allowed
-    for name, error in parity.max_relative_error.items():
-        assert 0 < error <= parity.allowed[name] < 1e-3
-
-
-def test_plain_softmax_would_be_noticed(net, checkpoint, tmp_path, monkeypatch):
-    """The attention every library has, in place of the one the weights were trained with."""
-    import tadiff_train.network as network
-
-    def plain(q, k, v, query_chunk=None):
-        scores = (q * q.shape[1] ** -0.25).transpose(1, 2) @ (k * k.shape[1] ** -0.25)
-        return (torch.softmax(scores, -1) @ v.transpose(1, 2)).transpose(1, 2)
-
-    exact = network.attend
-    faulty = {"now": plain}
-    monkeypatch.setattr(network, "attend", lambda *args: faulty["now"](*args))
-    model = denoiser_to_onnx(split(net)[1], SIZE)
-    faulty["now"] = exact
-    import onnxruntime as ort
-
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    good = load_backend("onnxruntime", open_bundle(export_once(checkpoint, tmp_path)), threads=1)
-
-    class WithPlainSoftmax(Planted):
-        def denoise(self, sources, x, shifts):
-            return session.run(None, {"sources": sources, "x_t": x, "shifts": shifts})
-
-    with pytest.raises(NumericsError, match="from float64 PyTorch"):
-        certify(net, WithPlainSoftmax(good, ""), SIZE)
-
-
-def export_once(checkpoint, tmp_path):
-    out = tmp_path / "good.tadiff"
-    if not out.exists():
-        export(checkpoint, out, batch=4)
-    return out
-
-
-def test_the_graph_holds_no_paths_and_no_foreign_operators(net):
-    model = denoiser_to_onnx(Denoiser(net).eval(), SIZE)
-    text = model.SerializeToString()
-    assert b"/tadiff" not in text
-    assert b"site-packages" not in text
-    assert b".py" not in text
-    extra = model.graph.node.add()
-    extra.op_type, extra.domain = "Evil", "com.example"
-    with pytest.raises(ModelFileError, match="Evil"):
-        check(model)
 
 
 def test_embeddings_are_not_in_the_denoiser(net):
@@ -189,40 +79,12 @@ def test_embeddings_are_not_in_the_denoiser(net):
     assert {"Sin", "Cos"} <= {n.op_type for n in conditioner_to_onnx(Conditioner(net)).graph.node}
 
 
-def test_an_existing_bundle_is_kept(checkpoint, bundle):
-    before = (bundle / "manifest.json").read_bytes()
-    with pytest.raises(OutputError) as e:
-        export(checkpoint, bundle)
-    assert e.value.code == "TD8001"
-    assert (bundle / "manifest.json").read_bytes() == before
-
-
-def test_a_failed_export_leaves_nothing(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "tadiff_export.package.certify",
-        lambda *args: (_ for _ in ()).throw(NumericsError("TD6010", "planted")),
-    )
-    with pytest.raises(NumericsError, match="planted"):
-        export(checkpoint, tmp_path / "new.tadiff", batch=1)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_names_of_bundles(tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    assert bundle_path(run, None) == tmp_path / "run.tadiff"
-    assert bundle_path(run / WEIGHTS, None) == tmp_path / "run.tadiff"
-    with pytest.raises(UsageError, match=r"NAME\.tadiff"):
-        bundle_path(run, tmp_path / "model.onnx")
-
-
 def test_the_denoiser_is_for_any_number_of_rows(bundle, bundle_of_one):
     """One graph, whatever the batch of the manifest; the conditioner's rows are its own matter."""
     manifest = open_bundle(bundle).manifest
-    artefact = manifest.artefact("denoiser")
+    (artefact,) = manifest.denoisers
     assert (artefact.batch, artefact.dynamic_batch) == (4, True)
-    conditioner = manifest.artefact("conditioner")
-    assert (conditioner.batch, conditioner.dynamic_batch) == (None, False)
+    assert (manifest.conditioner.batch, manifest.conditioner.dynamic_batch) == (None, False)
     model = onnx.load(bundle / artefact.file)
     dimensions = {
         value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
@@ -235,12 +97,237 @@ def test_the_denoiser_is_for_any_number_of_rows(bundle, bundle_of_one):
         "eps": [BATCH, 3, SIZE, SIZE],
         "mask_logits": [BATCH, 4, SIZE, SIZE],
     }
-    one = open_bundle(bundle_of_one).manifest.artefact("denoiser")
+    (one,) = open_bundle(bundle_of_one).manifest.denoisers
     assert (one.batch, one.sha256) == (1, artefact.sha256)
 
 
 def test_batch_follows_the_image_size():
     assert (default_batch(96), default_batch(192)) == (4, 1)
+
+
+def test_every_artefact_is_certified(bundle_of_targets):
+    manifest = open_bundle(bundle_of_targets).manifest
+    labels = [a.label for a in manifest.denoisers]
+    assert labels == ["onnx fp32", "onnx fp16", "torch fp32"]
+    for artefact in manifest.denoisers:
+        assert artefact.certificate.passed
+        assert artefact.certificate.precision == artefact.precision
+    half = manifest.denoisers[1].certificate
+    assert "simulated" in half.evaluated
+    assert any("norm" in line for line in half.kept_fp32)
+    assert manifest.denoisers[0].certificate.worst < half.worst < 1
+
+
+def test_half_precision_is_half_the_bytes(bundle_of_targets):
+    full, half, _ = open_bundle(bundle_of_targets).manifest.denoisers
+    assert half.bytes < 0.6 * full.bytes
+
+
+def test_an_existing_bundle_is_kept(checkpoint, bundle):
+    before = (bundle / MANIFEST).read_bytes()
+    with pytest.raises(OutputError) as e:
+        export(checkpoint, bundle)
+    assert e.value.code == "TD8001"
+    assert (bundle / MANIFEST).read_bytes() == before
+
+
+def failing(*args, **kwargs):
+    raise NumericsError("TD6010", "planted")
+
+
+def test_a_failed_export_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("tadiff_export.workshop.certify_artefact", failing)
+    with pytest.raises(NumericsError, match="planted"):
+        export(checkpoint, tmp_path / "new.tadiff", settings=LITTLE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_export_keeps_the_earlier_bundle(checkpoint, bundle, tmp_path, monkeypatch):
+    copy = shutil.copytree(bundle, tmp_path / "old.tadiff")
+    monkeypatch.setattr("tadiff_export.workshop.certify_artefact", failing)
+    with pytest.raises(NumericsError, match="planted"):
+        export(checkpoint, copy, settings=LITTLE, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["old.tadiff"]
+    Forecaster.load(copy)
+
+
+def test_a_network_that_is_exported_wrongly_is_not_written(checkpoint, tmp_path, monkeypatch):
+    """The attention every library has, in place of the one the weights were trained with."""
+    import tadiff_export.workshop as workshop
+    import tadiff_train.network as network
+
+    exact, right = network.attend, denoiser_to_onnx
+
+    def plain(q, k, v, query_chunk=None):
+        scores = (q * q.shape[1] ** -0.25).transpose(1, 2) @ (k * k.shape[1] ** -0.25)
+        return (torch.softmax(scores, -1) @ v.transpose(1, 2)).transpose(1, 2)
+
+    def wrong(*args, **kwargs):
+        network.attend = plain
+        try:
+            return right(*args, **kwargs)
+        finally:
+            network.attend = exact
+
+    monkeypatch.setattr(workshop, "denoiser_to_onnx", wrong)
+    with pytest.raises(NumericsError, match="softmax") as e:
+        export(checkpoint, tmp_path / "new.tadiff", settings=LITTLE)
+    assert e.value.code == "TD6010"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_half_graph_that_fails_is_not_listed(checkpoint, tmp_path, monkeypatch):
+    """The graph in fp32 is whole; the bundle says why there is no other."""
+    import tadiff_export.workshop as workshop
+
+    right = workshop.simulate
+
+    def broken(model):
+        rounded = right(model)
+        for weight in rounded.graph.initializer:
+            if weight.name.startswith("out.2.bias"):
+                bias = onnx.numpy_helper.to_array(weight)
+                weight.CopyFrom(onnx.numpy_helper.from_array(bias + 5, weight.name))
+        return rounded
+
+    monkeypatch.setattr(workshop, "simulate", broken)
+    said = []
+    wanted = Wanted(precisions=("fp32", "fp16"))
+    out = tmp_path / "new.tadiff"
+    manifest = export(checkpoint, out, wanted=wanted, settings=LITTLE, say=said.append)
+    assert [a.precision for a in manifest.denoisers] == ["fp32"]
+    (rejected,) = manifest.rejected
+    assert (rejected.format, rejected.precision, rejected.code) == ("onnx", "fp16", "TD6010")
+    assert "out.2.bias" in rejected.reason
+    assert not (out / "denoiser.fp16.onnx").exists()
+    assert any("did not pass" in line for line in said)
+    assert "not in the bundle: onnx fp16" in summary(manifest, out)
+    Forecaster.load(out)
+
+
+def export_there(checkpoint, out, batch, results):
+    try:
+        wanted = Wanted(batch=batch)
+        manifest = export(checkpoint, out, wanted=wanted, settings=LITTLE, overwrite=True)
+        results.put((batch, manifest.denoisers[0].batch))
+    except Exception as e:  # reported by the parent
+        results.put((batch, repr(e)))
+
+
+@pytest.mark.slow
+def test_concurrent_exports_leave_one_whole_bundle(checkpoint, tmp_path):
+    """Both say that they wrote it; the later of them did."""
+    out = tmp_path / "one.tadiff"
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    batches = (1, 2)
+    processes = [
+        context.Process(target=export_there, args=(checkpoint, out, batch, results))
+        for batch in batches
+    ]
+    for process in processes:
+        process.start()
+    ended = dict(results.get(timeout=300) for _ in batches)
+    for process in processes:
+        process.join()
+    assert set(ended) == set(batches)
+    done = [batch for batch, got in ended.items() if got == batch]
+    assert done, ended
+    bundle = open_bundle(out)
+    assert bundle.manifest.denoisers[0].batch in done
+    Forecaster.load(out)
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        [MANIFEST, "canary.bin", *(a.file for a in bundle.manifest.artefacts)]
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["one.tadiff"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("run", "folder", "run.tadiff"),
+        ("run/model.safetensors", "file", "run.tadiff"),
+        ("tadiff_811.ckpt", "file", "tadiff_811.tadiff"),
+        ("best.v2.pt", "file", "best.v2.tadiff"),
+        ("v1.5", "folder", "v1.5.tadiff"),
+    ],
+)
+def test_names_of_bundles(tmp_path, name, kind, expected):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.mkdir() if kind == "folder" else path.write_bytes(b"")
+    assert bundle_path(path, None) == tmp_path / expected
+
+
+def test_a_bundle_is_called_tadiff(tmp_path):
+    with pytest.raises(UsageError, match=r"NAME\.tadiff"):
+        bundle_path(tmp_path, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code"),
+    [
+        ({"targets": ("tpu",)}, "TD3062"),
+        ({"targets": ()}, "TD3062"),
+        ({"precisions": ("int8",)}, "TD3062"),
+        ({"targets": ("torch",), "precisions": ("fp16",)}, "TD3063"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_first(tmp_path, wanted, code):
+    """Before the checkpoint, which does not exist, is looked at."""
+    with pytest.raises(UsageError) as e:
+        export(tmp_path / "absent", tmp_path / "new.tadiff", wanted=Wanted(**wanted))
+    assert e.value.code == code
+
+
+def test_a_builder_that_is_not_installed_is_named(tmp_path):
+    with pytest.raises(EngineError, match="tensorrt, which is not installed") as e:
+        export(tmp_path, tmp_path / "new.tadiff", wanted=Wanted(targets=("tensorrt",)))
+    assert (e.value.code, e.value.fix) == ("TD5008", "pip install 'tadiff[tensorrt]'")
+
+
+def test_a_size_that_does_not_halve_is_refused(checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "run")
+    sidecar = json.loads((copy / SIDECAR).read_text())
+    sidecar["card"]["data"]["size"] = 33
+    (copy / SIDECAR).write_text(json.dumps(sidecar))
+    with pytest.raises(UsageError, match="not a multiple of 2") as e:
+        export(copy, tmp_path / "new.tadiff")
+    assert e.value.code == "TD3052"
+
+
+def test_a_flag_that_contradicts_the_checkpoint_is_refused(checkpoint, tmp_path):
+    with pytest.raises(UsageError, match="4") as e:
+        export(checkpoint, tmp_path / "new.tadiff", asked=Asked(num_heads=4))
+    assert e.value.code == "TD3060"
+
+
+@pytest.mark.parametrize(
+    ("typed", "understood"),
+    [
+        (
+            ["run", "--target", "onnx", "torch", "-o", "x"],
+            ["run", "--target=onnx", "--target=torch", "-o", "x"],
+        ),
+        (["--target", "onnx", "run"], ["--target=onnx", "run"]),
+        (["--target", "onnx,torch", "run"], ["--target=onnx", "--target=torch", "run"]),
+        (["--target=onnx,torch", "run"], ["--target=onnx", "--target=torch", "run"]),
+        (["--target", "tpu", "run"], ["--target=tpu", "run"]),
+        (
+            ["--precision", "fp32", "fp16", "--target", "torch", "run"],
+            ["--precision=fp32", "--precision=fp16", "--target=torch", "run"],
+        ),
+        (
+            ["--compute-capability", "8.6", "8.9", "run"],
+            ["--compute-capability=8.6", "--compute-capability=8.9", "run"],
+        ),
+        (["onnx", "-o", "torch"], ["onnx", "-o", "torch"]),
+        ([], []),
+        (["run", "--target"], ["run", "--target"]),
+    ],
+)
+def test_lists_on_the_command_line(typed, understood):
+    assert spread(typed) == understood
 
 
 @pytest.fixture
@@ -266,12 +353,6 @@ def test_a_changed_weight_is_found(copy):
 def test_a_missing_file_is_named(copy, missing):
     (copy / missing).unlink()
     assert missing in refused(copy, "TD4001")
-
-
-def test_a_checkpoint_of_another_program_is_refused(tmp_path):
-    path = tmp_path / "tadiff.ckpt"
-    path.write_bytes(b"PK\x03\x04 whatever")
-    assert "tadiff.ckpt" in refused(path, "TD4006")
 
 
 def test_a_sidecar_of_another_network_is_refused(copy):

@@ -7,11 +7,12 @@ import os
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 
 from tadiff_rt.backends import load_backend
 from tadiff_rt.bundle import MANIFEST, describe_bundle, open_bundle
-from tadiff_rt.errors import EngineError, UsageError
+from tadiff_rt.errors import EngineError, ModelFileError, UsageError
 from tadiff_rt.forecast import Forecaster
 
 
@@ -28,7 +29,7 @@ def edit(bundle, **changes):
 
 
 def refused(path, code):
-    with pytest.raises(EngineError) as e:
+    with pytest.raises((EngineError, ModelFileError)) as e:
         Forecaster.load(path)
     assert e.value.code == code
     return str(e.value)
@@ -75,7 +76,8 @@ def test_a_path_out_of_the_bundle_is_refused(copy):
         ("[1, 2]", "TD5002"),
         ("[" * 100_000, "TD5002"),
         ('{"format_version": "1"}', "TD5002"),
-        ('{"format_version": 1}', "TD5002"),
+        ('{"format_version": 2}', "TD5002"),
+        ('{"format_version": 1}', "TD5010"),
         ('{"format_version": 99}', "TD5010"),
         ("x" * (1 << 21), "TD5002"),
     ],
@@ -99,8 +101,8 @@ def test_swapped_artefacts_are_refused(copy):
     """Both files whole and hashed, but each in the other's role."""
     manifest = json.loads((copy / MANIFEST).read_text())
     a, b = manifest["artefacts"]
-    a["role"], b["role"] = b["role"], a["role"]
-    a["batch"], b["batch"] = b["batch"], a["batch"]
+    for key in ("file", "bytes", "sha256"):
+        a[key], b[key] = b[key], a[key]
     (copy / MANIFEST).write_text(json.dumps(manifest))
     refused(copy, "TD4108")
 
@@ -144,6 +146,8 @@ def test_a_graph_for_any_number_of_rows_is_not_taken_for_a_fixed_one(copy):
     edit_artefact(copy, "denoiser", dynamic_batch=False)
     refused(copy, "TD4108")
 
+
+DENOISER = "denoiser.fp32.onnx"
 
 LEVELS = {
     "solver": "dpmpp_2m",
@@ -194,7 +198,7 @@ def test_a_file_that_is_not_onnx_is_refused(copy):
     artefact = next(a for a in manifest["artefacts"] if a["role"] == "conditioner")
     artefact.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     (copy / MANIFEST).write_text(json.dumps(manifest))
-    refused(copy, "TD5013")
+    refused(copy, "TD4104")
 
 
 def test_places_that_hold_no_bundle(tmp_path):
@@ -224,20 +228,107 @@ def test_bundles_are_never_fetched():
     assert e.value.code == "TD3053"
 
 
+def certificate_of(bundle):
+    return json.loads((bundle / MANIFEST).read_text())["artefacts"][1]["certificate"]
+
+
 @pytest.mark.parametrize(
-    ("errors", "allowed"),
+    "figure",
     [
-        ({"eps": 1e-7, "mask": 1e-7}, {"eps": 1e-6}),
-        ({"eps": 1e-7}, {"eps": 1e-6, "mask": 1e-6}),
-        ({"eps": float("nan")}, {"eps": 1e-6}),
-        ({"eps": 1e-7}, {"eps": float("inf")}),
+        {"value": float("nan"), "allowed": 1.0},
+        {"value": 1e-7, "allowed": float("inf")},
+        {"value": None, "allowed": 1.0},
+        {"value": 2e-3, "allowed": 1e-3},
+        {"value": 1e-7},
     ],
-    ids=["no-limit", "no-error", "nan", "infinite"],
+    ids=["nan", "unbounded", "not finite", "failed", "no limit"],
 )
-def test_parity_that_bounds_nothing_is_refused(copy, errors, allowed):
-    parity = json.loads((copy / MANIFEST).read_text())["parity"]
-    edit(copy, parity={**parity, "max_relative_error": errors, "allowed": allowed})
-    assert "parity" in refused(copy, "TD5002")
+def test_an_artefact_without_a_passed_certificate_is_not_listed(copy, figure):
+    certificate = certificate_of(copy)
+    certificate["outputs"]["eps"] = figure
+    edit_artefact(copy, "denoiser", certificate=certificate)
+    refused(copy, "TD5002")
+
+
+def test_an_artefact_is_listed_once(copy):
+    manifest = json.loads((copy / MANIFEST).read_text())
+    edit(copy, artefacts=[*manifest["artefacts"], manifest["artefacts"][1]])
+    assert "listed twice" in refused(copy, "TD5002")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batch": None}, {"format": "tensorrt"}, {"format": "tpu"}, {"precision": "int4"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_an_artefact_that_contradicts_itself_is_refused(copy, change):
+    edit_artefact(copy, "denoiser", **change)
+    refused(copy, "TD5002")
+
+
+def model_of(bundle, file):
+    return onnx.load(bundle / file)
+
+
+def replaced(bundle, role, model):
+    """The bundle with another graph in the place of one, whole and hashed."""
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    artefact = next(a for a in manifest["artefacts"] if a["role"] == role)
+    data = model.SerializeToString()
+    (bundle / artefact["file"]).write_bytes(data)
+    artefact.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+
+
+def set_metadata(model, key, value):
+    for entry in model.metadata_props:
+        if entry.key == f"tadiff.{key}":
+            entry.value = value
+
+
+def unstamp(model):
+    del model.metadata_props[:]
+
+
+def add_custom(model):
+    node = model.graph.node.add()
+    node.op_type, node.domain = "Evil", "com.example"
+    node.output.append("x")
+
+
+def external(model):
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../../etc/passwd")
+
+
+FOREIGN = {
+    "of another program": (unstamp, "TD4108"),
+    "of other weights": (lambda m: set_metadata(m, "weights_sha256", "0" * 64), "TD4107"),
+    "of another schedule": (lambda m: set_metadata(m, "schedule", "linear 600"), "TD4108"),
+    "with time from zero": (lambda m: set_metadata(m, "time", "zero-based"), "TD4108"),
+    "with other channels": (lambda m: set_metadata(m, "channels", "modality-major"), "TD4108"),
+    "in another precision": (lambda m: set_metadata(m, "precision", "fp16"), "TD4108"),
+    "with a custom operator": (add_custom, "TD4105"),
+    "with weights elsewhere": (external, "TD4101"),
+    "with another input": (lambda m: setattr(m.graph.input[0], "name", "images"), "TD4105"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("role", ["conditioner", "denoiser"])
+def test_a_graph_from_elsewhere_is_refused_with_the_reason(copy, kind, role):
+    """Whole, hashed and listed in the manifest, but not what the manifest describes."""
+    change, code = FOREIGN[kind]
+    file = open_bundle(copy).manifest.conditioner.file if role == "conditioner" else DENOISER
+    model = model_of(copy, file)
+    change(model)
+    replaced(copy, role, model)
+    with pytest.raises(ModelFileError) as e:
+        Forecaster.load(copy)
+    assert e.value.code == code
+    assert e.value.where == file
 
 
 def test_an_unknown_backend_is_named(bundle):
@@ -260,6 +351,7 @@ def test_the_description_says_what_it_is(bundle):
         "Research only",
         "32 x 32",
         "CRT, TMZ, none",
-        "parity",
+        "certificate of denoiser.fp32.onnx",
+        "passed",
     ):
         assert part in text

@@ -20,6 +20,7 @@ from tadiff_rt.cli import app
 from tadiff_rt.console import run_app
 from tadiff_rt.forecast import Forecaster
 from tadiff_rt.sampling import SamplingRequest
+from tests.conftest import restamp
 
 DATA = Path(__file__).parents[2] / "tadiff_rt" / "data"
 DEMO = DATA / "demo.tadiff"
@@ -226,6 +227,7 @@ def test_a_schedule_too_short_for_an_order_is_certified_without(own, tadiff_rt):
         "beta_end": 0.1,
     }
     (own / MANIFEST).write_text(json.dumps(manifest))
+    restamp(own)
     ending = tadiff_rt("certify", own, "--analytic")
     assert (ending.code, ending.err) == (0, "")
     assert "note: order not measured: the schedule has fewer than 257 steps" in ending.out

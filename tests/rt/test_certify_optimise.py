@@ -15,7 +15,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tadiff_rt.bundle import MANIFEST, OptimisedLevels, open_bundle
+from tadiff_rt.bundle import MANIFEST, open_bundle
 from tadiff_rt.certify import command, network, optimise, path
 from tadiff_rt.certify.analytic import mask_error
 from tadiff_rt.certify.network import Sample
@@ -24,6 +24,7 @@ from tadiff_rt.certify.path import gram_of_trajectory, shortest_path
 from tadiff_rt.certify.report import MASK_ERROR, SPREAD_RATIO, Check
 from tadiff_rt.errors import EngineError, NumericsError, TadiffError, UsageError
 from tadiff_rt.forecast import Forecaster
+from tadiff_rt.manifest import OptimisedLevels
 from tadiff_rt.noise import normal
 from tadiff_rt.preprocess import prepare
 from tadiff_rt.readers import read_case

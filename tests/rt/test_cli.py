@@ -153,7 +153,7 @@ USAGE = [
     *(("coherence", value, "TD3048") for value in ("1", "-0.1", "nan")),
     *(("coherence", value, "TD3000") for value in ("half", "")),
     *(("workers", value, "TD3000") for value in ("0", "65", "two")),
-    ("backend", "torch", "TD3050"),
+    ("backend", "tpu", "TD3050"),
     ("nonfinite", "ignore", "TD3005"),
     ("affine", "both", "TD3005"),
     ("max-voxels", "0", "TD3000"),

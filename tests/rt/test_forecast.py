@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tadiff_rt.bundle import OptimisedLevels, open_bundle
+from tadiff_rt.bundle import open_bundle
 from tadiff_rt.case import Case, Session
 from tadiff_rt.errors import NumericsError, TableError, UsageError
 from tadiff_rt.forecast import Forecast, Forecaster
+from tadiff_rt.manifest import OptimisedLevels
 from tadiff_rt.noise import NoiseSource, normal
 from tadiff_rt.readers import read_case
 

@@ -105,6 +105,7 @@ def engine(tmp_path_factory) -> Path:
     """A network of random weights, nowhere zero, that takes 192 x 192 voxels of 1 mm."""
     import torch
 
+    from tadiff_export.certify.reference import Settings
     from tadiff_export.package import export
     from tadiff_rt.card import ModelCard
     from tadiff_rt.preprocess import DataContract
@@ -127,7 +128,8 @@ def engine(tmp_path_factory) -> Path:
         data=DataContract(size=SIZE, spacing_mm=1.0),
     )
     save_checkpoint(folder / "run", net, card, {"step": 0})
-    export(folder / "run", folder / "random.tadiff", batch=1)
+    little = Settings(samples=2, num_steps=1)
+    export(folder / "run", folder / "random.tadiff", settings=little)
     return folder / "random.tadiff"
 
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tadiff_rt.bundle import OptimisedLevels
 from tadiff_rt.errors import TadiffError, UsageError
+from tadiff_rt.manifest import OptimisedLevels
 from tadiff_rt.noise import NoiseSource
 from tadiff_rt.runner import SampleSize
 from tadiff_rt.sampling import SamplingRequest, parse_share

@@ -204,13 +204,13 @@ def test_onnxruntime_without_memory_goes_on_with_half(error, bundle, monkeypatch
     backend = load_backend("onnxruntime", open_bundle(bundle), 1)
     expected = drawn(head_runner(backend, "ddpm"), FEW)
     starve(monkeypatch, error)
-    old, load, kept = weakref.ref(backend._denoiser), ort._session, []
+    old, load, kept = weakref.ref(backend._denoiser), ort.session, []
 
     def watched(*args, **options):
         kept.append(old() is not None)
         return load(*args, **options)
 
-    monkeypatch.setattr(ort, "_session", watched)
+    monkeypatch.setattr(ort, "session", watched)
     request = head_runner(backend, "ddpm", workers=2)
     assert patiently(lambda: drawn(request, FEW)) == expected
     assert (request.notes, backend.batch, kept) == (noted(4, 2), 2, [False])
@@ -224,7 +224,7 @@ def test_an_error_of_another_kind_is_not_taken_for_want_of_memory(bundle, monkey
 
 
 def for_four_rows(bundle, tmp_path):
-    """The bundle as exporters of format 1 wrote it at first: a graph for exactly four rows."""
+    """The bundle with a graph for exactly four rows."""
     copy = shutil.copytree(bundle, tmp_path / "static.tadiff")
     model = onnx.load(copy / "denoiser.fp32.onnx")
     for value in (*model.graph.input, *model.graph.output):

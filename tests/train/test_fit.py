@@ -273,6 +273,7 @@ def test_smoothed_terms_average_the_steps(cases, tmp_path, monkeypatch):
 
 
 def test_a_run_exports_and_predicts(cases, case_folder, tmp_path):
+    from tadiff_export.certify.reference import Settings
     from tadiff_export.package import export
     from tadiff_rt.forecast import Forecaster
     from tadiff_rt.readers import read_case
@@ -283,7 +284,8 @@ def test_a_run_exports_and_predicts(cases, case_folder, tmp_path):
         data=DataContract(size=32, spacing_mm=2.0, min_slices=4),
     )
     train(cases, tmp_path / "run", card=card)
-    export(tmp_path / "run", tmp_path / "toy.tadiff", batch=1)
+    little = Settings(samples=2, num_steps=1)
+    export(tmp_path / "run", tmp_path / "toy.tadiff", settings=little)
     forecast = Forecaster.load(tmp_path / "toy.tadiff", threads=1).predict(
         read_case(case_folder), day="+90", treatment="TMZ", samples=2, steps=2, slices="5"
     )

@@ -1,0 +1,72 @@
+"""What a bundle shall hold, checked before any work is done."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from tadiff_rt.backends import BACKENDS
+from tadiff_rt.certificate import Precision
+from tadiff_rt.errors import EngineError, UsageError
+from tadiff_rt.manifest import ENGINES, Format
+
+TARGETS: tuple[Format, ...] = ("onnx", "tensorrt", "tensorrt-rtx", "torch")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+ENGINE_BUCKETS = (1, 2, 4, 8)
+"""Rows a call that an engine is built for, one profile each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Artefacts of a bundle."""
+
+    targets: tuple[Format, ...] = ("onnx",)
+    precisions: tuple[Precision, ...] = ("fp32",)
+    """Of ONNX graphs and engines; a torch program is fp32."""
+    batch: int | None = None
+    """Rows a call of the denoiser; None for `default_batch`."""
+    compute_capabilities: tuple[str, ...] = ()
+    """Of the GPUs that a tensorrt-rtx engine is for; empty for what its builder supports."""
+    workspace_bytes: int = 4 << 30
+    """Scratch memory that a layer of an engine may take; 8 rows of configuration C at 192 need
+    2.23 GB."""
+    timing_cache: Path | None = None
+    """Kept measurements of earlier engine builds on this machine."""
+
+    def check(self) -> None:
+        """Before anything is computed.
+
+        Raises:
+            UsageError: TD3062, a target or precision is unknown or missing; TD3063, nothing asked
+                for exists.
+            EngineError: TD5008, a target needs a package that is not installed.
+        """
+        for what, asked, known in (
+            ("target", self.targets, TARGETS),
+            ("precision", self.precisions, PRECISIONS),
+        ):
+            unknown = [name for name in asked if name not in known]
+            if unknown or not asked:
+                found = f"unknown {what} {unknown[0]!r}" if unknown else f"no {what} given"
+                raise UsageError("TD3062", f"{found}; choose from {', '.join(known)}")
+        if self.targets == ("torch",) and "fp32" not in self.precisions:
+            raise UsageError("TD3063", "a torch program is fp32; no other precision is made of it")
+        for target in self.targets:
+            if target not in ENGINES:
+                continue
+            kind = BACKENDS[target]
+            builder = kind.packages[0]
+            if importlib.util.find_spec(builder) is None:
+                raise EngineError(
+                    "TD5008",
+                    f"--target {target} needs the package {builder}, which is not installed",
+                    fix=f"pip install 'tadiff[{kind.extra}]'",
+                )
+
+
+def default_batch(size: int) -> int:
+    """Rows a call on a CPU, from `python -m benchmarks.network_cpu` on two cores.
+
+    Four small images share what a call costs; of large ones a batch gains a few per cent, which
+    the padding of the last batch takes back.
+    """
+    return 4 if size < 128 else 1
