@@ -7,13 +7,14 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("numpy", "onnxruntime", "torch")
+PACKAGES = ("numpy", "onnxruntime", "openvino", "torch")
 
 
 def run_in_turns(
@@ -58,7 +59,10 @@ def versions() -> dict[str, str]:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
-    installed = {name: version(name) for name in PACKAGES}
+    installed = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):  # not every row needs every contestant
+            installed[name] = version(name)
     return {"commit": commit.stdout.strip(), "python": platform.python_version(), **installed}
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 import tadiff_export.onnx as onnx_export
 import tadiff_train.network as network
 from benchmarks.harness import append, matmul_rate, row, run_in_turns
+from tadiff_export.norms import lower_group_norms
 from tadiff_export.split import split
 
 CONFIGS = {
@@ -52,7 +53,7 @@ def evaluation(name: str, batch: int, size: int, threads: int) -> Callable[[], o
     net = network.TaDiffNet(CONFIGS[name])
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.05)
-    model = onnx_export.denoiser_to_onnx(split(net)[1], size)
+    model = lower_group_norms(onnx_export.denoiser_to_onnx(split(net)[1], size))
     options = ort.SessionOptions()
     options.add_free_dimension_override_by_name("batch", batch)
     options.intra_op_num_threads = threads

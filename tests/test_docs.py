@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import typer.main
 
-from benchmarks import distance_picture, spread_table
+from benchmarks import distance_picture, engines_table, spread_table
 from benchmarks.spread_table import GRIDS, INFORMED, LINSPACE, LOGSNR, ROUNDED, STEPS, TRAILING
 from tadiff_rt.certify import analytic, command, network, report
 from tadiff_rt.cli import app
@@ -51,6 +51,12 @@ def test_committed_tables_are_those_of_a_fresh_computation(found):
 def test_committed_distances_are_those_of_the_rows():
     block = distance_picture.distance_block(distance_picture.latest_rows())
     assert spread_table.with_blocks(PAGE, {distance_picture.BLOCK: block}) == PAGE
+
+
+def test_committed_engine_times_are_those_of_the_rows():
+    page = engines_table.PAGE.read_text(encoding="utf-8")
+    block = engines_table.engines_block(engines_table.latest_rows())
+    assert spread_table.with_blocks(page, {engines_table.BLOCK: block}) == page
 
 
 @pytest.mark.parametrize("grid", ["trailing", "linspace"])
