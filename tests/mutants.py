@@ -1,4 +1,4 @@
-"""Deliberate faults in plans, quadrature, noise and statistics, and the test that catches each.
+"""Deliberate faults in plans, noise, statistics and export, and the test that catches each.
 
     python tests/mutants.py [WORDS]     # all, or those whose name contains one of WORDS
 
@@ -27,6 +27,11 @@ SCHEDULE = "tests/rt/test_schedule.py"
 NOISE = "tests/rt/test_noise.py"
 ENSEMBLE = "tests/rt/test_ensemble.py"
 VOLUME = "tests/rt/test_volume.py"
+BUNDLE = "tests/rt/test_bundle.py"
+CANARY = "tests/rt/test_canary.py"
+CHOOSE = "tests/rt/test_choose.py"
+CACHE = "tests/rt/test_cache.py"
+EXPORT = "tests/export"
 
 
 @dataclass(frozen=True)
@@ -284,6 +289,78 @@ MUTANTS = (
         "if before + after else 1.0",
         "if before + after else 0.0",
         f"{VOLUME}::test_expected_pairwise_dice_of_empty_masks",
+    ),
+    # bundles and backends
+    Mutant(
+        "graphs need not keep the bundle's contract",
+        "tadiff_rt/backends/ort.py",
+        'contract={f"tadiff.{key}": value for key, value in stated.items()},',
+        "contract={},",
+        f"{BUNDLE}::test_a_graph_from_elsewhere_is_refused_with_the_reason",
+    ),
+    Mutant(
+        "what was never certified is run unasked",
+        "tadiff_rt/backends/__init__.py",
+        "if canary and artefact.certificate is None:",
+        "if False:",
+        f"{CANARY}::test_it_is_asked_only_of_what_has_no_certificate",
+    ),
+    Mutant(
+        "a damaged artefact is passed over",
+        "tadiff_rt/backends/choose.py",
+        "if e.code not in PASSED_OVER or len(candidates) == 1:",
+        "if len(candidates) == 1:",
+        f"{CHOOSE}::test_a_damaged_artefact_is_not_passed_over",
+    ),
+    Mutant(
+        "speeds of another machine",
+        "tadiff_rt/backends/choose.py",
+        "*versions, machine()]",
+        "*versions]",
+        f"{CHOOSE}::test_other_threads_and_other_machines_are_measured_anew",
+    ),
+    Mutant(
+        "a group may write to the cache",
+        "tadiff_rt/cache.py",
+        "(stat.S_IWGRP | stat.S_IWOTH)",
+        "stat.S_IWOTH",
+        f"{CACHE}::test_others_may_not_write_to_it",
+    ),
+    Mutant(
+        "code behind a harmless beginning",
+        "tadiff_rt/pt2_scan.py",
+        "if not harmless.fullmatch(value):",
+        "if not harmless.match(value):",
+        f"{EXPORT}/test_torch_package.py::test_what_loading_would_execute_is_refused",
+    ),
+    # export
+    Mutant(
+        "group norms of one channel for all",
+        "tadiff_export/norms.py",
+        "if groups == shape[1]:",
+        "if groups:",
+        f"{EXPORT}/test_norms.py::test_it_is_the_group_norm",
+    ),
+    Mutant(
+        "weights are read without their checksum",
+        "tadiff_export/archive.py",
+        "!= told.crc:",
+        "!= told.crc and False:",
+        f"{EXPORT}/test_hostile.py",
+    ),
+    Mutant(
+        "raw weights before averaged ones",
+        "tadiff_export/formats.py",
+        "[group for group in groups if group.averaged] or groups",
+        "[group for group in groups if not group.averaged] or groups",
+        f"{EXPORT}/test_formats.py",
+    ),
+    Mutant(
+        "a budget of 1 % for fp32",
+        "tadiff_export/certify/measure.py",
+        "OWN_FLOOR = 1e-5",
+        "OWN_FLOOR = 1e-2",
+        f"{EXPORT}/test_certificate.py",
     ),
 )
 
