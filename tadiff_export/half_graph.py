@@ -63,5 +63,6 @@ def more_in_fp32(
     broken = first_broken(rounded, exact, feed, limit=NODE_LIMITS[precision])
     if broken is None:
         return kept
-    module = broken.node.partition("/")[0] + "/"
-    return kept | {name for name in names if name.startswith(module)}
+    # With what is inside the module: a softmax is wrong because of the queries and keys it gets.
+    module = broken.node.partition("/")[0]
+    return kept | {name for name in names if name.startswith((f"{module}/", f"{module}."))}

@@ -262,7 +262,7 @@ class Workshop:
             format="torch",
             batch=self.rows,
             dynamic_batch=True,
-            operators=scan_program(data, "denoiser.fp32.pt2"),
+            operators=scan_program(data, "denoiser.fp32.pt2").operators,
             **digest(data),
         )
         self._add_certified(artefact, data, "torch")

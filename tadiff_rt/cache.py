@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from tadiff_rt.atomic import output_error
-from tadiff_rt.errors import EngineError
+from tadiff_rt.errors import EngineError, OutputError
 
 VARIABLE = "TADIFF_CACHE"
 
@@ -20,7 +20,11 @@ def cache_root() -> Path:
     if asked:
         return Path(asked)
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "tadiff"
+    try:
+        return (Path(home) if home else Path.home() / ".cache") / "tadiff"
+    except RuntimeError:  # a user without a home
+        what = "there is no home folder for a cache"
+        raise OutputError("TD8003", what, fix=f"set {VARIABLE} to a folder") from None
 
 
 def cache_folder(*names: str) -> Path:

@@ -45,7 +45,7 @@ class ModelCard(BaseModel):
     """Half log-SNR at which forecasts start from the noised last source; None: from pure noise at
     T, as published. For networks that are poor at high noise, at the price of a small bias towards
     the last source."""
-    treatments: dict[str, int] = dict(TREATMENTS)
+    treatments: dict[str, int] = Field(dict(TREATMENTS), min_length=1)
     """Treatments seen in training, and the code of each."""
     max_day: int = 1100
     """Latest day of a target in training."""

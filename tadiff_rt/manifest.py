@@ -1,6 +1,6 @@
 """What an engine bundle says of itself: its manifest, and the contract inside its ONNX files."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
@@ -12,6 +12,9 @@ from tadiff_rt.errors import EngineError
 FORMAT_VERSION = 2
 FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"
 SHA256 = r"^[0-9a-f]{64}$"
+
+MOST_ALLOWED = 0.25
+"""Of a canary: what is farther off is not the checkpoint in any precision."""
 
 Role = Literal["conditioner", "denoiser"]
 Format = Literal["onnx", "tensorrt", "tensorrt-rtx", "torch"]
@@ -55,8 +58,11 @@ class Artefact(File):
             raise ValueError("a conditioner is an ONNX graph in fp32")
         if (self.role == "denoiser") != (self.batch is not None):
             raise ValueError("a denoiser has a batch, a conditioner has none")
-        if (self.format in ENGINES) != (self.build is not None):
-            raise ValueError(f"build is for engines ({', '.join(ENGINES)}) and only for them")
+        if self.build is not None and self.format not in ENGINES:
+            raise ValueError(f"build is for engines only ({', '.join(ENGINES)})")
+        for certificate in (self.certificate, self.graph_certificate):
+            if certificate is not None and certificate.precision != self.precision:
+                raise ValueError(f"a certificate for {certificate.precision} is not its own")
         if self.certificate is not None and not self.certificate.passed:
             raise ValueError("an artefact that failed its certificate is not listed")
         return self
@@ -86,7 +92,7 @@ class Canary(File):
     with them when it is loaded.
     """
 
-    allowed: dict[Precision, FiniteFloat]
+    allowed: dict[Precision, Annotated[float, Field(gt=0, le=MOST_ALLOWED)]]
     """Largest difference of each precision, relative to the largest magnitude of an output."""
 
 

@@ -11,6 +11,7 @@ import json
 import re
 import zipfile
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from tadiff_rt.errors import ModelFileError
@@ -38,11 +39,16 @@ _TREE = re.compile(
     r'"children_spec": \[(, )?|\]\}(, )?|\])*'
 )
 MAX_JSON_BYTES = 1 << 26
+NOT_AN_ARCHIVE = (
+    *(zipfile.BadZipFile, NotImplementedError, EOFError),
+    *(OSError, RuntimeError, ValueError, OverflowError),
+)
+"""What zipfile raises for files that are none."""
 
 ALLOWED_TARGETS = frozenset(
     f"torch.ops.aten.{name}"
     for name in (
-        *("_assert_tensor_metadata.default", "add.Tensor", "add.Scalar", "amax.default"),
+        *("add.Tensor", "add.Scalar", "amax.default"),
         *("cat.default", "chunk.default", "clone.default", "conv1d.default", "conv2d.default"),
         *("div.Tensor", "dropout.default", "group_norm.default", "matmul.default", "mul.Tensor"),
         *("promote_types.default", "reshape.default", "silu.default", "slice.Tensor"),
@@ -53,8 +59,19 @@ ALLOWED_TARGETS = frozenset(
 """Operators of the exported denoiser; pure functions of tensors and sizes."""
 
 
-def scan_program(data: bytes, name: str) -> dict[str, int]:
-    """Counts of the operators of a program that runs nothing but them.
+@dataclass(frozen=True)
+class Program:
+    """A program that runs nothing but its operators."""
+
+    operators: dict[str, int]
+    """How often each occurs."""
+    data: bytes
+    """An archive of exactly the entries that were judged, for PyTorch to load: two readers need
+    not find the same entries in one archive."""
+
+
+def scan_program(data: bytes, name: str) -> Program:
+    """Judges a program; what it returns may be loaded, and nothing else.
 
     Raises:
         ModelFileError: TD4104, the file is not a PT2 archive; TD4105, it holds anything that
@@ -64,26 +81,29 @@ def scan_program(data: bytes, name: str) -> dict[str, int]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
             files = _named(entries, name)
-            for path in (MODEL, EXAMPLES, *_CONFIGS):
-                if path not in files:
-                    raise _refused("TD4104", name, f"it holds no {path}")
-            if files[EXAMPLES].file_size:
-                raise _refused("TD4105", name, "it holds pickled example inputs")
-            documents = {
-                path: _document(archive, files[path], name) for path in (MODEL, *_CONFIGS)
-            }
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        EOFError,
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as e:
+            if sum(entry.file_size for entry in entries) > len(data):
+                raise _refused("TD4104", name, "its entries are larger than the file")
+            contents = {path: archive.read(entry) for path, entry in files.items()}
+    except NOT_AN_ARCHIVE as e:
         raise _refused("TD4104", name, f"it is not a PT2 archive: {e}") from None
+    for path in (MODEL, EXAMPLES, *_CONFIGS):
+        if path not in contents:
+            raise _refused("TD4104", name, f"it holds no {path}")
+    if contents[EXAMPLES]:
+        raise _refused("TD4105", name, "it holds pickled example inputs")
     for path in _CONFIGS:
-        _require_raw(documents[path], name)
-    return _operators(documents[MODEL], name)
+        _require_raw(_document(contents[path], path, name), name)
+    operators = _operators(_document(contents[MODEL], MODEL, name), name)
+    return Program(operators, _archive(contents))
+
+
+def _archive(contents: dict[str, bytes]) -> bytes:
+    """A new archive of `contents`, as PyTorch expects it: stored, below one folder."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for path, content in contents.items():
+            archive.writestr(f"archive/{path}", content)
+    return out.getvalue()
 
 
 def _named(entries: list[zipfile.ZipInfo], name: str) -> dict[str, zipfile.ZipInfo]:
@@ -98,15 +118,15 @@ def _named(entries: list[zipfile.ZipInfo], name: str) -> dict[str, zipfile.ZipIn
     return files
 
 
-def _document(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> dict[str, Any]:
-    if entry.file_size > MAX_JSON_BYTES:
-        raise _refused("TD4104", name, f"{entry.filename} has {entry.file_size} bytes")
+def _document(content: bytes, path: str, name: str) -> dict[str, Any]:
+    if len(content) > MAX_JSON_BYTES:
+        raise _refused("TD4104", name, f"{path} has {len(content)} bytes")
     try:
-        document = json.loads(archive.read(entry))
+        document = json.loads(content)
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise _refused("TD4104", name, f"{entry.filename} is not a JSON object")
+        raise _refused("TD4104", name, f"{path} is not a JSON object")
     return document
 
 

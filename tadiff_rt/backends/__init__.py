@@ -15,6 +15,8 @@ from tadiff_rt.errors import EngineError, UsageError
 from tadiff_rt.manifest import Artefact, Format
 
 AUTO = "auto"
+CPU = "onnxruntime"
+"""The backend that bundles are certified on."""
 
 
 class Backend(Protocol):
@@ -61,6 +63,8 @@ class Kind:
     """Of the installation: pip install 'tadiff[EXTRA]'."""
     default_precision: str
     """Taken where a bundle has several and none is asked for."""
+    auto: bool = True
+    """Whether `auto` considers it."""
 
 
 BACKENDS: dict[str, Kind] = {
@@ -69,13 +73,27 @@ BACKENDS: dict[str, Kind] = {
         "tadiff_rt.backends.ort_cuda", "onnx", ("onnxruntime",), "gpu", "fp16"
     ),
     "onnxruntime-tensorrt": Kind(
-        "tadiff_rt.backends.ort_tensorrt", "onnx", ("onnxruntime",), "gpu", "fp16"
+        # By name only: it builds engines on first use, may round to TF32, and has never been run.
+        "tadiff_rt.backends.ort_tensorrt",
+        "onnx",
+        ("onnxruntime",),
+        "gpu",
+        "fp16",
+        auto=False,
     ),
     "tensorrt": Kind(
-        "tadiff_rt.backends.trt", "tensorrt", ("tensorrt", "torch"), "tensorrt", "fp16"
+        "tadiff_rt.backends.trt",
+        "tensorrt",
+        ("tensorrt", "torch", "onnxruntime"),
+        "tensorrt",
+        "fp16",
     ),
     "tensorrt-rtx": Kind(
-        "tadiff_rt.backends.trt", "tensorrt-rtx", ("tensorrt_rtx", "torch"), "rtx", "fp16"
+        "tadiff_rt.backends.trt",
+        "tensorrt-rtx",
+        ("tensorrt_rtx", "torch", "onnxruntime"),
+        "rtx",
+        "fp16",
     ),
     "torch": Kind("tadiff_rt.backends.program", "torch", ("torch", "onnxruntime"), "gpu", "fp32"),
 }
@@ -125,7 +143,8 @@ def open_backend(
     """One artefact on one backend.
 
     Args:
-        canary: compare it with the bundle's canary if it was never certified.
+        canary: compare it with the bundle's canary, unless its certificate was measured on this
+            very kind of backend: onnxruntime on a CPU, in fp32.
     """
     kind = BACKENDS[name]
     reason = unavailable(name)
@@ -137,7 +156,8 @@ def open_backend(
             + (", or --backend onnxruntime" if name != "onnxruntime" else ""),
         )
     backend: Backend = importlib.import_module(kind.module).load(bundle, artefact, threads)
-    if canary and artefact.certificate is None:
+    as_certified = name == CPU and artefact.precision == "fp32" and artefact.certificate
+    if canary and not as_certified:
         from tadiff_rt.canary import require_canary
 
         require_canary(bundle, artefact, backend)
@@ -147,6 +167,7 @@ def open_backend(
 def unavailable(name: str) -> str:
     """Why a backend cannot run on this machine; empty if it can."""
     kind = BACKENDS[name]
+    packages = ", ".join(kind.packages)
     for package in kind.packages:
         # find_spec raises for a module that is None in sys.modules, as tests set it
         try:
@@ -155,7 +176,10 @@ def unavailable(name: str) -> str:
             found = False
         if not found:
             return f"the package {package} is not installed"
-    reason: str = importlib.import_module(kind.module).unavailable(name)
+    try:
+        reason: str = importlib.import_module(kind.module).unavailable(name)
+    except ImportError as e:  # installed, and broken
+        return f"{packages} cannot be imported: {str(e)[:200]}"
     return reason
 
 

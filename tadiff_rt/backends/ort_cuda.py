@@ -29,7 +29,7 @@ def missing_provider(provider: str) -> str:
 
 
 class OrtCudaBackend(OrtBackend):
-    """The denoiser on one GPU; its sources and shifts are copied there only when they change."""
+    """The denoiser on one GPU, with buffers there that stay."""
 
     name = "onnxruntime-cuda"
 
@@ -59,6 +59,13 @@ class OrtCudaBackend(OrtBackend):
         for name in OUTPUTS:
             self._binding.bind_output(name, "cuda")
         return loaded
+
+    def halve(self) -> bool:
+        """See `Backend.halve`; buffers and binding go before the next session comes."""
+        if self.batch == 1 or not self._artefact.dynamic_batch:
+            return False
+        del self._binding, self._held
+        return super().halve()
 
     def _run(self, feed: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         with self._turn:

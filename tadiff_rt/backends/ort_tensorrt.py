@@ -30,4 +30,6 @@ def load(bundle: Bundle, artefact: Artefact, threads: int) -> OrtTensorrtBackend
         "trt_timing_cache_path": folder,
         "trt_fp16_enable": False,
     }
-    return OrtTensorrtBackend(bundle, artefact, threads, [(TENSORRT, options), (CUDA, {})])
+    return OrtTensorrtBackend(
+        bundle, artefact, threads, [(TENSORRT, options), (CUDA, {"use_tf32": "0"})]
+    )

@@ -32,21 +32,19 @@ class ProgramBackend:
     name = "torch"
 
     def __init__(self, bundle: Bundle, artefact: Artefact, threads: int, device: str) -> None:
-        data = bundle.read(artefact)
-        scan_program(data, artefact.file)
+        program = scan_program(bundle.read(artefact), artefact.file)
         self.batch = artefact.batch or 1
         self._size = bundle.manifest.card.data.size
         self._device = torch.device(device)
         self._conditioner = load_conditioner(bundle)
         where = torch.cuda.get_device_name() if device == "cuda" else f"cpu {platform.machine()}"
         self.runtime = f"torch {torch.__version__}, {where}, {artefact.precision}"
+        # Other threads and, on a GPU, other buckets give other bits.
+        self.runtime += f", {threads} threads" if device == "cpu" else f", batch {self.batch}"
         self.description = self.runtime
-        if device == "cpu":
-            torch.set_num_threads(threads)
-            self.description += f", {threads} threads"
         try:
-            program: Any = torch.export.load(io.BytesIO(data))
-            module = program.module()
+            loaded: Any = torch.export.load(io.BytesIO(program.data))
+            module = loaded.module()
         except Exception as e:  # torch's readers share no base class
             raise EngineError(
                 "TD5013",
@@ -55,16 +53,47 @@ class ProgramBackend:
                 fix="use the torch that exported it or a newer one, or export it again",
             ) from None
         self._module = module.to(self._device)
-        # A captured graph has one set of buffers: calls from several threads take turns.
+        # A captured graph has one set of buffers, and the number of threads is the process's own:
+        # calls from several threads take turns.
         self._turn = threading.Lock()
-        self._run = self._captured() if device == "cuda" else self._eager
+        self._threads = threads
+        if device == "cuda":
+            # No certificate covers TF32.
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        self._run = self._ready()
+
+    def _ready(self) -> Any:
+        """The function that runs a bucket.
+
+        Raises:
+            EngineError: TD5013, the program cannot be compiled here.
+            ResourceError: TD7001.
+        """
+        if self._device.type == "cpu":
+            return self._eager
+        try:
+            return self._captured()
+        except OUT_OF_MEMORY as e:
+            what = f"torch could not compile for a batch of {self.batch}: {str(e)[:200]}"
+        except RuntimeError as e:  # of the compiler, of CUDA
+            raise EngineError(
+                "TD5013",
+                f"torch {torch.__version__} cannot compile the program: {str(e)[:300]}",
+                fix="choose another --backend",
+            ) from None
+        raise ResourceError("TD7001", what, fix="free memory on the GPU, or a smaller --batch")
 
     def _eager(
         self, feed: Sequence[NDArray[np.float32]]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        with torch.inference_mode():
-            eps, logits = self._module(*(torch.from_numpy(a).to(self._device) for a in feed))
-            return eps.cpu().numpy(), logits.cpu().numpy()
+        with self._turn, torch.inference_mode():
+            before = torch.get_num_threads()
+            torch.set_num_threads(self._threads)
+            try:
+                eps, logits = self._module(*(torch.from_numpy(a).to(self._device) for a in feed))
+                return eps.cpu().numpy(), logits.cpu().numpy()
+            finally:
+                torch.set_num_threads(before)
 
     def _captured(self) -> Any:
         """A function that replays the compiled program on static buffers of this bucket."""
@@ -102,7 +131,7 @@ class ProgramBackend:
         if self._device.type == "cuda":
             self._run = self._eager  # frees the graph's memory before the next is captured
             torch.cuda.empty_cache()
-            self._run = self._captured()
+            self._run = self._ready()
         return True
 
     def condition(

@@ -100,7 +100,9 @@ class TrtBackend:
         self._check_interface(artefact, str(bundle.path))
         device = require_device(build.runtime)
         self.name = build.runtime
-        self.runtime = f"{TITLES[build.runtime]} {build.version}, {device.name}"
+        self.runtime = (
+            f"{TITLES[build.runtime]} {build.version}, {device.name}, {artefact.precision}"
+        )
         self.description = f"{self.runtime}, driver {device.driver or device.cuda}"
         self._stream = self._torch.cuda.Stream()
         self._prepare(build.bucket_for(artefact.batch or build.buckets[-1]))

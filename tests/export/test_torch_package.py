@@ -53,7 +53,7 @@ def test_a_program_holds_no_paths_and_no_pickles(program):
 
 
 def test_operators_are_counted(program):
-    counts = scan_program(program, "p.pt2")
+    counts = scan_program(program, "p.pt2").operators
     assert counts["conv2d"] == 25
     assert counts["softmax"] == 4
 
@@ -167,6 +167,36 @@ def test_what_is_no_program_is_refused(program, name):
     with pytest.raises(ModelFileError) as e:
         scan_program(BROKEN[name](program), "p.pt2")
     assert e.value.code == "TD4104"
+
+
+def test_no_value_is_tied_to_the_device_of_the_export(denoiser, program):
+    """On another device, here one without numbers, it still runs."""
+    module = torch.export.load(io.BytesIO(program)).module().to("meta")
+    shapes = [(2, 9, SIZE, SIZE), (2, 3, SIZE, SIZE), (1, sum(denoiser.widths))]
+    eps, logits = module(*(torch.zeros(shape, device="meta") for shape in shapes))
+    assert (eps.shape, logits.shape) == ((2, 3, SIZE, SIZE), (2, 4, SIZE, SIZE))
+
+
+def test_only_what_was_judged_is_loaded(program):
+    """Two directories in one file: zipfile takes that before the end record, torch the stated."""
+    other = changed(program, EXAMPLES, lambda old: b"\x80\x02N.")
+    both = other[:-22] + program  # the second archive's offsets are those of the file's beginning
+    judged = scan_program(both, "p.pt2")
+    assert judged.operators == scan_program(program, "p.pt2").operators
+    with zipfile.ZipFile(io.BytesIO(judged.data)) as archive:
+        assert archive.infolist()[0].header_offset == 0
+        assert not any(archive.read(n) for n in archive.namelist() if n.endswith(EXAMPLES))
+    assert b"\x80\x02N." not in judged.data
+    torch.export.load(io.BytesIO(judged.data))
+
+
+def test_an_entry_that_lies_beyond_any_file_is_refused(program):
+    """zipfile overflows on offsets of zip64 records above 2^63."""
+    data = bytearray(program)
+    at = data.rfind(b"PK\x01\x02")
+    data[at + 42 : at + 46] = b"\xff\xff\xff\xff"
+    with pytest.raises(ModelFileError):
+        scan_program(bytes(data), "p.pt2")
 
 
 def test_compressed_entries_are_refused(program):

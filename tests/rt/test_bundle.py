@@ -258,7 +258,7 @@ def test_an_artefact_is_listed_once(copy):
 
 @pytest.mark.parametrize(
     "change",
-    [{"batch": None}, {"format": "tensorrt"}, {"format": "tpu"}, {"precision": "int4"}],
+    [{"batch": None}, {"format": "tpu"}, {"precision": "int4"}, {"precision": "fp16"}],
     ids=lambda change: next(iter(change)),
 )
 def test_an_artefact_that_contradicts_itself_is_refused(copy, change):

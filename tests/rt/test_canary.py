@@ -77,6 +77,27 @@ def test_it_is_asked_only_of_what_has_no_certificate(bundle, monkeypatch):
     assert len(asked) == 1
 
 
+def test_a_certificate_of_a_cpu_says_nothing_of_other_backends(bundle_of_targets, monkeypatch):
+    asked = []
+    monkeypatch.setattr("tadiff_rt.canary.require_canary", lambda *args: asked.append(args))
+    opened = open_bundle(bundle_of_targets)
+    for artefact in opened.manifest.denoisers:
+        assert artefact.certificate
+        open_backend("torch" if artefact.format == "torch" else "onnxruntime", artefact, opened, 1)
+    assert [args[1].label for args in asked] == ["onnx fp16", "torch fp32"]
+
+
+@pytest.mark.parametrize("allowed", [0.0, 0.5, float("inf"), float("nan")])
+def test_a_canary_that_allows_everything_is_refused(bundle, tmp_path, allowed):
+    copy = shutil.copytree(bundle, tmp_path / "copy.tadiff")
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["canary"]["allowed"]["fp32"] = allowed
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(EngineError) as e:
+        open_bundle(copy)
+    assert e.value.code == "TD5002"
+
+
 def test_a_changed_canary_is_found(bundle, loaded, tmp_path):
     copy = shutil.copytree(bundle, tmp_path / "copy.tadiff")
     data = bytearray((copy / "canary.bin").read_bytes())

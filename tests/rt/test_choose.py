@@ -20,7 +20,7 @@ from tadiff_rt.backends import (
 from tadiff_rt.backends.choose import choose, machine, measure
 from tadiff_rt.bundle import open_bundle
 from tadiff_rt.cache import VARIABLE
-from tadiff_rt.errors import EngineError, NumericsError, UsageError
+from tadiff_rt.errors import EngineError, NumericsError, ResourceError, UsageError
 from tadiff_rt.forecast import Forecaster
 
 LOADED = {}
@@ -174,7 +174,67 @@ def test_a_measurement_is_of_one_image(bundle):
 
     seconds = measure(Counting(), open_bundle(bundle))
     assert 0 < seconds < 1
-    assert rows == [backend.batch] * 4
+    assert rows == [backend.batch] * (1 + choose_module.CALLS)
+
+
+def test_a_bucket_that_takes_a_second_is_a_quarter_an_image(bundle, monkeypatch):
+    class Slow:
+        batch = 4
+
+        def denoise(self, sources, x, shifts):
+            clock[0] += 1.0
+
+    clock = [0.0]
+    monkeypatch.setattr(choose_module.time, "perf_counter", lambda: clock[0])
+    assert measure(Slow(), open_bundle(bundle)) == 0.25
+
+
+def test_a_little_faster_is_not_enough(opened, speeds):
+    """Short measurements scatter, and what is chosen is remembered."""
+    speeds[0]["torch"] = 0.017
+    assert choose(opened, 1).backend.name == "onnxruntime"
+
+
+def test_what_was_remembered_and_no_longer_opens_is_passed_over(opened, speeds, monkeypatch):
+    speeds[0]["torch"] = 0.001
+    assert choose(opened, 1).backend.name == "torch"
+    load = choose_module.open_backend
+
+    def broken(name, artefact, bundle, threads):
+        if name == "torch":
+            raise ResourceError("TD7001", "planted")
+        return load(name, artefact, bundle, threads)
+
+    monkeypatch.setattr(choose_module, "open_backend", broken)
+    choice = choose(opened, 1)
+    assert choice.backend.name == "onnxruntime"
+    assert "torch fp32: TD7001: planted" in choice.reasons
+
+
+def test_a_broken_package_is_unavailable(monkeypatch):
+    def failing(name):
+        raise ImportError("libcuda.so.1 is missing")
+
+    monkeypatch.setattr(backends.importlib, "import_module", failing)
+    assert "libcuda.so.1 is missing" in unavailable("torch")
+
+
+def test_graphs_for_gpus_alone_say_so(opened, tmp_path, speeds):
+    manifest = opened.manifest
+    half = tuple(a for a in manifest.artefacts if a.label == "onnx fp16" or a.batch is None)
+    bundle = dataclasses.replace(opened, manifest=manifest.model_copy(update={"artefacts": half}))
+    with pytest.raises(EngineError, match="fp16 is for GPUs") as e:
+        choose(bundle, 1)
+    assert e.value.code == "TD5012"
+
+
+def test_threads_of_torch_do_not_leak(opened):
+    import torch
+
+    before = torch.get_num_threads()
+    backend = load_backend("torch", opened, before + 1)
+    assert torch.get_num_threads() == before
+    assert f"{before + 1} threads" in backend.runtime
 
 
 def test_the_machine_is_named():

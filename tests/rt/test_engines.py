@@ -426,6 +426,7 @@ PLAN = b"engine" * 50
 def bundle_of(folder: Path, *, data=PLAN, batch=4, **changes):
     build = record(compute_capabilities=("8.0",), **changes)
     artefact = SimpleNamespace(
+        precision="fp16",
         file="denoiser.plan",
         bytes=len(PLAN),
         sha256=hashlib.sha256(PLAN).hexdigest(),
@@ -459,7 +460,7 @@ def test_the_engine_gets_its_inputs_and_returns_its_outputs(tensorrt, tmp_path, 
         for got, expected in zip((eps, logits), formula(*given), strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     assert backend.condition(7, (), ()) == ("row", 7)
-    assert backend.runtime == "TensorRT 10.9.0.34, NVIDIA A100"
+    assert backend.runtime == "TensorRT 10.9.0.34, NVIDIA A100, fp16"
 
 
 def test_threads_do_not_mix_their_rows(tensorrt, tmp_path):
@@ -665,6 +666,7 @@ def test_on_a_gpu_an_engine_computes_what_onnxruntime_does(runtime, bundle, tmp_
     )
     (opened.path / "denoiser.plan").write_bytes(built.data)
     artefact = SimpleNamespace(
+        precision="fp16",
         file="denoiser.plan",
         bytes=len(built.data),
         sha256=hashlib.sha256(built.data).hexdigest(),
