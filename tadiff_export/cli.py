@@ -90,11 +90,14 @@ def export(
         typer.Option(
             "--compute-capability",
             metavar="<n.n> ...",
-            help="GPUs of a tensorrt-rtx engine; default: all it can be built for.",
+            help="GPUs of a tensorrt-rtx engine; default: those from 8.0 on.",
         ),
     ] = None,
     workspace_mb: Annotated[
-        int, typer.Option("--workspace-mb", min=1, help="Scratch memory of an engine's layers.")
+        int,
+        typer.Option(
+            "--workspace-mb", min=1, max=1 << 20, help="Scratch memory of an engine's layers."
+        ),
     ] = 4096,
     timing_cache: Annotated[
         Path | None,
@@ -158,18 +161,23 @@ def spread(arguments: Sequence[str]) -> list[str]:
     for word in arguments:
         name, equals, value = word.partition("=")
         if name in LISTS:
+            spread_out += [option] if first else []  # an option without any value
             option, first = name, not equals
             if equals:
-                spread_out += [f"{name}={part}" for part in value.split(",")]
+                spread_out += [f"{name}={part}" for part in _parts(value)]
             continue
-        of_list = option and all(_is_value(part, known.get(option)) for part in word.split(","))
+        of_list = option and all(_is_value(part, known.get(option)) for part in _parts(word))
         if option and (first or of_list):
-            spread_out += [f"{option}={part}" for part in word.split(",")]
+            spread_out += [f"{option}={part}" for part in _parts(word)]
             first = False
             continue
         option = ""
         spread_out.append(word)
-    return [*spread_out, *([option] if first else [])]  # an option without any value
+    return [*spread_out, *([option] if first else [])]
+
+
+def _parts(word: str) -> list[str]:
+    return [part for part in word.split(",") if part] or [word]
 
 
 def _is_value(word: str, known: Sequence[str] | None) -> bool:

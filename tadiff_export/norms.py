@@ -107,7 +107,7 @@ def _instance_norm(
     across = (-1, *[1] * (len(shape) - 2))
     scale, offset = (
         constant(
-            f"{name}.channels",
+            f"{name}.channels{len(shape)}",  # norms of images and of rows may share a weight
             numpy_helper.from_array(numpy_helper.to_array(constants[name]).reshape(across)),
         )
         for name in (weight, bias)

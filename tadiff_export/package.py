@@ -1,5 +1,6 @@
 """A checkpoint in, an engine bundle out: read, make and certify in memory, then write."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tadiff_rt.console import progress_bar
 from tadiff_rt.errors import NumericsError, UsageError
 from tadiff_rt.manifest import Manifest
 from tadiff_rt.write import ResultFolder, write_bytes
-from tadiff_train.checkpoint import WEIGHTS
+from tadiff_train.checkpoint import SIDECAR, WEIGHTS
 
 SUFFIX = ".tadiff"
 
@@ -20,8 +21,10 @@ SUFFIX = ".tadiff"
 def bundle_path(checkpoint: Path, out: Path | None) -> Path:
     """Where the bundle goes: `out`, or the checkpoint's name beside it; ends in .tadiff."""
     if out is None:
-        named = checkpoint.parent if checkpoint.name == WEIGHTS else checkpoint
-        return named.with_name((named.name if named.is_dir() else named.stem) + SUFFIX)
+        path = Path(os.path.abspath(checkpoint))  # "." has no name
+        own = path.name == WEIGHTS and os.path.isfile(path.parent / SIDECAR)
+        named = path.parent if own else path
+        return named.with_name((named.name if os.path.isdir(named) else named.stem) + SUFFIX)
     if out.suffix != SUFFIX:
         raise UsageError(
             "TD3051", f"a bundle is a folder NAME{SUFFIX}, got {out}", fix=f"-o {out.name}{SUFFIX}"
@@ -71,6 +74,8 @@ def export(
         if not manifest.denoisers:
             reasons = "; ".join(r.reason for r in manifest.rejected)
             raise NumericsError("TD6010", f"no artefact passed its certificate: {reasons}")
+        if all(a.precision != "fp32" for a in manifest.denoisers):
+            say("no artefact is in fp32: on a CPU the bundle runs slowly, or not at all (bf16)")
         folder.require_space(sum(map(len, draft.files.values())))
         for name, data in draft.files.items():
             write_bytes(folder.path / name, data)

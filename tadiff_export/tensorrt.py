@@ -133,6 +133,33 @@ def build_engine(
     return BuiltEngine(data, build, inspector, warnings)
 
 
+def check_builder(runtime: str, compute_capabilities: tuple[str, ...] | None) -> None:
+    """What can be known before a build: the runtime loads, its GPU is there, GPUs are known.
+
+    Raises:
+        UsageError, EngineError: as `build_engine`.
+    """
+    trt, portable = import_runtime(runtime), APIS[runtime].portable
+    device = find_device() if portable else require_device(runtime)
+    for capability in _capabilities(runtime, compute_capabilities, device):
+        if portable:
+            _member(trt, capability)
+
+
+def _member(trt: Any, capability: str) -> Any:
+    known = trt.ComputeCapability.__members__
+    member = known.get("SM" + capability.replace(".", ""))
+    if member is None:
+        numbers = sorted(int(name[2:]) for name in known if name.startswith("SM"))
+        raise UsageError(
+            "TD3059",
+            f"TensorRT for RTX does not build for compute capability {capability}; it does "
+            f"for {', '.join(f'{n // 10}.{n % 10}' for n in numbers)}",
+            fix="for other GPUs build with --target tensorrt, on the GPU itself",
+        )
+    return member
+
+
 def _capabilities(runtime: str, asked: tuple[str, ...] | None, device: Any) -> tuple[str, ...]:
     if APIS[runtime].portable:
         return asked or RTX_COMPUTE_CAPABILITIES
@@ -188,18 +215,11 @@ def _configure(
 
 
 def _target(trt: Any, config: Any, capabilities: tuple[str, ...]) -> None:
-    known = trt.ComputeCapability.__members__
     config.num_compute_capabilities = len(capabilities)
     for i, capability in enumerate(capabilities):
-        member = known.get("SM" + capability.replace(".", ""))
-        if member is None or not config.set_compute_capability(member, i):
-            numbers = sorted(int(name[2:]) for name in known if name.startswith("SM"))
-            raise UsageError(
-                "TD3059",
-                f"TensorRT for RTX does not build for compute capability {capability}; it does "
-                f"for {', '.join(f'{n // 10}.{n % 10}' for n in numbers)}",
-                fix="for other GPUs build with --target tensorrt, on the GPU itself",
-            )
+        if not config.set_compute_capability(_member(trt, capability), i):
+            what = f"TensorRT for RTX refuses compute capability {capability}"
+            raise UsageError("TD3059", what, fix="give fewer or other GPUs")
 
 
 def _load_timings(config: Any, path: Path) -> None:

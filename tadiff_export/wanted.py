@@ -4,9 +4,10 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from tadiff_export.tensorrt import check_builder
 from tadiff_rt.backends import BACKENDS
 from tadiff_rt.certificate import Precision
-from tadiff_rt.errors import EngineError, UsageError
+from tadiff_rt.errors import EngineError, OutputError, UsageError
 from tadiff_rt.manifest import ENGINES, Format
 
 TARGETS: tuple[Format, ...] = ("onnx", "tensorrt", "tensorrt-rtx", "torch")
@@ -61,6 +62,10 @@ class Wanted:
                     f"--target {target} needs the package {builder}, which is not installed",
                     fix=f"pip install 'tadiff[{kind.extra}]'",
                 )
+            check_builder(target, self.compute_capabilities or None)
+        if self.timing_cache is not None and not self.timing_cache.absolute().parent.is_dir():
+            where = str(self.timing_cache)
+            raise OutputError("TD8003", "its folder does not exist", where=where)
 
 
 def default_batch(size: int) -> int:

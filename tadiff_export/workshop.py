@@ -4,7 +4,7 @@ import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.metadata import version
 from typing import Literal
 
@@ -37,9 +37,9 @@ from tadiff_export.wanted import ENGINE_BUCKETS, Wanted, default_batch
 from tadiff_rt.backends import Backend, available_cores, open_backend, unavailable
 from tadiff_rt.backends.ort import load_conditioner
 from tadiff_rt.batches import Progress
-from tadiff_rt.canary import canary_bytes, canary_inputs
+from tadiff_rt.canary import canary_bytes, canary_inputs, require_canary
 from tadiff_rt.certificate import Certificate, Precision
-from tadiff_rt.errors import NumericsError
+from tadiff_rt.errors import EngineError, NumericsError, ResourceError
 from tadiff_rt.manifest import (
     FORMAT_VERSION,
     Artefact,
@@ -49,6 +49,7 @@ from tadiff_rt.manifest import (
     Rejected,
     contract,
 )
+from tadiff_rt.onnx_scan import scan
 from tadiff_rt.pt2_scan import scan_program
 
 Stage = Callable[[str], AbstractContextManager[Progress]]
@@ -92,6 +93,8 @@ class Workshop:
         self.size = loaded.card.data.size
         self.rows = wanted.batch or default_batch(self.size)
         self.conditioner, self.denoiser = split(self.net)
+        self._models: dict[int | None, onnx.ModelProto] = {}
+        self._graphs: dict[tuple[Precision, int | None], Graph | Rejected] = {}
         self.draft = self._begun()
 
     def _begun(self) -> Draft:
@@ -155,16 +158,21 @@ class Workshop:
         with self.stage("the checkpoint in float64") as progress:
             return Reference.build(self.net, self.card, self.settings, progress)
 
-    @cache  # noqa: B019  (a workshop ends with its bundle)
     def _model(self, chunk: int | None) -> onnx.ModelProto:
-        with self.stage(f"denoiser to ONNX, {self.size} x {self.size}"):
-            return denoiser_to_onnx(self.denoiser, self.size, query_chunk=chunk)
+        if chunk not in self._models:
+            with self.stage(f"denoiser to ONNX, {self.size} x {self.size}"):
+                model = denoiser_to_onnx(self.denoiser, self.size, query_chunk=chunk)
+            self._models[chunk] = model
+        return self._models[chunk]
 
-    @cache  # noqa: B019
     def _graph(self, precision: Precision, chunk: int | None) -> Graph | Rejected:
-        if precision == "fp32":
-            return self._exact_graph(chunk)
-        return self._half_graph(precision, chunk)
+        key = precision, chunk
+        if key not in self._graphs:
+            half = precision != "fp32"
+            self._graphs[key] = (
+                self._half_graph(precision, chunk) if half else self._exact_graph(chunk)
+            )
+        return self._graphs[key]
 
     def _exact_graph(self, chunk: int | None) -> Graph:
         model = self._model(chunk)
@@ -173,7 +181,7 @@ class Workshop:
         backend = self._opened(self._onnx(run, data, "fp32"), data, "onnxruntime")
         certificate = self._certified(backend, "fp32", backend.description)
         if not certificate.passed:
-            reason = explain(self.net, self.card, backend, run, None, certificate)
+            reason = self._explained(backend, run, None, certificate)
             raise NumericsError("TD6010", reason, fix="keep the checkpoint and report this")
         return Graph(model, run, certificate)
 
@@ -202,7 +210,7 @@ class Workshop:
             if more == keep:
                 break
             keep = more
-        reason = explain(self.net, self.card, backend, rounded, truth, certificate)
+        reason = self._explained(backend, rounded, truth, certificate)
         return Rejected(format="onnx", precision=precision, code="TD6010", reason=reason)
 
     def _add_graph(self, target: Format, precision: Precision, graph: Graph | Rejected) -> None:
@@ -211,10 +219,24 @@ class Workshop:
         elif target == "onnx":
             data = self._stamped(graph.run, "denoiser", precision)
             artefact = self._onnx(graph.run, data, precision)
+            self._check_written(artefact, data)
             certified = artefact.model_copy(update={"certificate": graph.certificate})
             self.draft = self.draft.having(certified, data)
         else:
             self._add_engine(target, precision, graph)
+
+    def _check_written(self, artefact: Artefact, data: bytes) -> None:
+        """A graph whose simulation was certified is the one that is written.
+
+        Raises:
+            NumericsError: TD6011, it is not.
+        """
+        if artefact.precision == "fp32":
+            return  # certified itself
+        scan(data, artefact.file)
+        if artefact.precision == "fp16":  # onnxruntime has no CPU kernels for bf16
+            draft = self.draft.having(artefact, data)
+            require_canary(draft, artefact, self._opened(artefact, data, "onnxruntime"))
 
     def _add_engine(self, target: Format, precision: Precision, graph: Graph) -> None:
         title = f"{target} engine, {precision}"
@@ -222,7 +244,7 @@ class Workshop:
             built = build_engine(
                 self._stamped(graph.model, "denoiser", precision),
                 runtime=target,
-                buckets=tuple(sorted({*ENGINE_BUCKETS, self.rows})),
+                buckets=self._buckets(),
                 workspace_bytes=self.wanted.workspace_bytes,
                 compute_capabilities=self.wanted.compute_capabilities or None,
                 timing_cache=self.wanted.timing_cache,
@@ -250,8 +272,17 @@ class Workshop:
         if why_not:
             self.say(f"{title}: built, not run here: {why_not}")
             self.draft = self.draft.having(artefact, built.data)
-        else:
+            return
+        try:
             self._add_certified(artefact, built.data, target)
+        except (EngineError, ResourceError) as e:  # built for another GPU, say
+            self.say(f"{title}: built, cannot run here: {e.code}: {e.message}")
+            self.draft = self.draft.having(artefact, built.data)
+
+    def _buckets(self) -> tuple[int, ...]:
+        """Rows a call that an engine is built for: up to those asked for."""
+        most = self.wanted.batch or ENGINE_BUCKETS[-1]
+        return tuple(sorted({*(b for b in ENGINE_BUCKETS if b <= most), most}))
 
     def _add_program(self) -> None:
         with self.stage("torch program"):
@@ -275,9 +306,19 @@ class Workshop:
             certified = artefact.model_copy(update={"certificate": certificate})
             self.draft = self.draft.having(certified, data)
             return
-        reason = explain(self.net, self.card, backend, None, None, certificate)
+        reason = self._explained(backend, None, None, certificate)
         kind = {"format": artefact.format, "precision": artefact.precision}
         self._reject(Rejected(code="TD6010", reason=reason, **kind))
+
+    def _explained(
+        self,
+        backend: Backend,
+        model: onnx.ModelProto | None,
+        exact: onnx.ModelProto | None,
+        certificate: Certificate,
+    ) -> str:
+        with self.stage("looking for the fault, which may take minutes"):
+            return explain(self.net, self.card, backend, model, exact, certificate)
 
     def _reject(self, rejected: Rejected) -> None:
         self.say(f"{rejected.format} {rejected.precision} is not listed: {rejected.reason}")

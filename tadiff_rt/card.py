@@ -55,6 +55,12 @@ class ModelCard(BaseModel):
     weights_licence: str = "unstated"
 
     @model_validator(mode="after")
+    def _range_is_one(self) -> "ModelCard":
+        if self.x0_range is not None and not self.x0_range[0] < self.x0_range[1]:
+            raise ValueError(f"x0_range must be a low and a high number, got {self.x0_range}")
+        return self
+
+    @model_validator(mode="after")
     def _start_is_a_level(self) -> "ModelCard":
         schedule = self.schedule.build()
         low, high = schedule.lam(float(schedule.num_train_timesteps)), schedule.lam(1.0)

@@ -206,7 +206,7 @@ class _TenthLines:
         self._said = 0
 
     def __call__(self, done: int, total: int) -> None:
-        tenth = 10 * done // total
+        tenth = 10 * done // max(total, 1)
         if tenth > self._said:
             self._said = tenth
             left = (time.monotonic() - self._start) * (total - done) / done

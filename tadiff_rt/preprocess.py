@@ -5,6 +5,7 @@ Re-derived from the published preprocessing: reorient to P, L, I; normalise ever
 network's window. Slices are axial, along the last canonical axis, and none is dropped.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -44,6 +45,13 @@ class DataContract:
     """Axis codes of the canonical array, as nibabel names them."""
     num_sources: int = 3
     min_slices: int = 8
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not 0 < self.spacing_mm < math.inf or self.num_sources != 3:
+            raise ValueError(
+                "size must be positive, spacing_mm a positive number and num_sources 3, got "
+                f"{self.size}, {self.spacing_mm} and {self.num_sources}"
+            )
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,8 @@ def explain(
     limit = OUTPUT_LIMITS[precision]
     wrong: list[str] = []
     node: list[str] = []
+    if model is not None and exact_model is None:
+        wrong = compare_weights(*_shared(model, net), WEIGHT_LIMITS[precision])
     if model is not None and exact_model is not None:
         weights = parameters(model), parameters(exact_model)
         wrong = compare_weights(*weights, WEIGHT_LIMITS[precision])
@@ -70,6 +72,19 @@ def explain(
     if len(sentences) == 1:
         sentences.append(_nothing_found(symptoms, limit))
     return ". ".join(sentence[:1].upper() + sentence[1:] for sentence in sentences) + "."
+
+
+def _shared(
+    model: onnx.ModelProto, net: TaDiffNet
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
+    """The weights of a graph that the checkpoint has in the same number, and the checkpoint's."""
+    state = {name: value.numpy() for name, value in net.state_dict().items()}
+    got = {
+        name: value.reshape(state[name].shape)
+        for name, value in parameters(model).items()
+        if name in state and value.size == state[name].size
+    }
+    return got, {name: state[name] for name in got}
 
 
 def _figures(certificate: Certificate) -> str:

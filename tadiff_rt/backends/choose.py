@@ -119,13 +119,12 @@ def _candidates(bundle: Bundle) -> tuple[list[_Candidate], list[str]]:
     for name, kind in BACKENDS.items():
         held = [a for a in bundle.manifest.denoisers if a.format == kind.format]
         if name == CPU:
-            # A CPU has no kernels in half precision: onnxruntime converts back and forth.
-            slow = [a.precision for a in held if a.precision != "fp32"]
-            held = [a for a in held if a.precision == "fp32"]
-            if slow and not held:
-                reasons.append(
-                    f"{name}: {', '.join(slow)} is for GPUs; by name it may run, slowly"
-                )
+            # A CPU has no kernels in fp16, onnxruntime converts back and forth; bf16 it cannot.
+            by_precision = {a.precision: a for a in held}
+            able = by_precision.get("fp32") or by_precision.get("fp16")
+            if held and not able:
+                reasons.append(f"{name}: bf16 has no kernels on a CPU")
+            held = [able] if able else []
         if not held or not kind.auto:
             continue
         reason = unavailable(name)

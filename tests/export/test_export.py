@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -20,7 +21,14 @@ from tadiff_export.wanted import Wanted, default_batch
 from tadiff_rt.backends import load_backend
 from tadiff_rt.backends.ort import BATCH
 from tadiff_rt.bundle import MANIFEST, open_bundle
-from tadiff_rt.errors import EngineError, ModelFileError, NumericsError, OutputError, UsageError
+from tadiff_rt.errors import (
+    EngineError,
+    ModelFileError,
+    NumericsError,
+    OutputError,
+    TadiffError,
+    UsageError,
+)
 from tadiff_rt.forecast import Forecaster
 from tadiff_rt.schedule import NoiseSchedule
 from tadiff_train.checkpoint import SIDECAR, WEIGHTS, load_checkpoint
@@ -249,6 +257,8 @@ def test_concurrent_exports_leave_one_whole_bundle(checkpoint, tmp_path):
         ("run/model.safetensors", "file", "run.tadiff"),
         ("tadiff_811.ckpt", "file", "tadiff_811.tadiff"),
         ("best.v2.pt", "file", "best.v2.tadiff"),
+        ("loose/weights.safetensors", "file", "loose/weights.tadiff"),
+        ("loose/model.safetensors", "file", "loose/model.tadiff"),
         ("v1.5", "folder", "v1.5.tadiff"),
     ],
 )
@@ -256,7 +266,16 @@ def test_names_of_bundles(tmp_path, name, kind, expected):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.mkdir() if kind == "folder" else path.write_bytes(b"")
+    if name == "run/model.safetensors":
+        (path.parent / SIDECAR).write_text("{}")
     assert bundle_path(path, None) == tmp_path / expected
+
+
+def test_the_folder_one_is_in_has_a_name(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    for path in (".", ""):
+        assert bundle_path(Path(path), None) == tmp_path / "run.tadiff"
 
 
 def test_a_bundle_is_called_tadiff(tmp_path):
@@ -284,6 +303,82 @@ def test_a_builder_that_is_not_installed_is_named(tmp_path):
     with pytest.raises(EngineError, match="tensorrt, which is not installed") as e:
         export(tmp_path, tmp_path / "new.tadiff", wanted=Wanted(targets=("tensorrt",)))
     assert (e.value.code, e.value.fix) == ("TD5008", "pip install 'tadiff[tensorrt]'")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code"),
+    [
+        ({"compute_capabilities": ("9.9",)}, "TD3059"),
+        ({"timing_cache": Path("/absent/folder/timings")}, "TD8003"),
+    ],
+)
+def test_what_no_builder_can_do_is_refused_first(tmp_path, wanted, code):
+    wanted = Wanted(targets=("onnx", "tensorrt-rtx"), **wanted)
+    with pytest.raises(TadiffError) as e:
+        export(tmp_path / "absent", tmp_path / "new.tadiff", wanted=wanted)
+    assert e.value.code == code
+
+
+def test_an_engine_that_does_not_run_here_does_not_cost_the_rest(
+    checkpoint, tmp_path, monkeypatch
+):
+    """Built for another GPU than the one in this machine."""
+    import tadiff_export.workshop as workshop
+
+    def opened(self, artefact, data, name):
+        if name == "tensorrt-rtx":
+            raise EngineError("TD5003", "built for sm_86, this is sm_90")
+        return right(self, artefact, data, name)
+
+    right = workshop.Workshop._opened
+    monkeypatch.setattr(workshop.Workshop, "_opened", opened)
+    monkeypatch.setattr(workshop, "unavailable", lambda name: "")
+    said = []
+    wanted = Wanted(targets=("onnx", "tensorrt-rtx"), batch=1)
+    out = tmp_path / "new.tadiff"
+    manifest = export(checkpoint, out, wanted=wanted, settings=LITTLE, say=said.append)
+    assert [a.label for a in manifest.denoisers] == ["onnx fp32", "tensorrt-rtx fp32"]
+    engine = manifest.denoisers[1]
+    assert engine.certificate is None
+    assert engine.graph_certificate.passed
+    assert engine.build.buckets == (1,)
+    assert any("TD5003" in line for line in said)
+
+
+def test_an_untrained_network_is_exported(checkpoint, tmp_path):
+    """Its norms have equal weights, which the exporter shares between images and rows."""
+    from tadiff_rt.card import ModelCard
+    from tadiff_rt.preprocess import DataContract
+    from tadiff_train.checkpoint import save_checkpoint
+    from tadiff_train.network import NetworkConfig, TaDiffNet
+
+    config = NetworkConfig(
+        model_channels=64, num_res_blocks=1, channel_mult=(1, 2), attention_strides=(2,)
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        card = ModelCard(name="new", trained_on="nothing", data=DataContract(size=SIZE))
+        save_checkpoint(tmp_path / "run", TaDiffNet(config), card, {"step": 0})
+    manifest = export(tmp_path / "run", tmp_path / "new.tadiff", settings=LITTLE)
+    assert manifest.denoisers[0].certificate.passed
+
+
+def test_a_wrong_weight_is_named(checkpoint, tmp_path, monkeypatch):
+    import tadiff_export.workshop as workshop
+
+    right = workshop.lower_group_norms
+
+    def wrong(model):
+        lowered = right(model)
+        for weight in lowered.graph.initializer:
+            if weight.name == "out.2.bias":
+                values = onnx.numpy_helper.to_array(weight)
+                weight.CopyFrom(onnx.numpy_helper.from_array(values + 5, weight.name))
+        return lowered
+
+    monkeypatch.setattr(workshop, "lower_group_norms", wrong)
+    with pytest.raises(NumericsError, match=r"Weight out\.2\.bias"):
+        export(checkpoint, tmp_path / "new.tadiff", settings=LITTLE)
 
 
 def test_a_size_that_does_not_halve_is_refused(checkpoint, tmp_path):
@@ -324,6 +419,8 @@ def test_a_flag_that_contradicts_the_checkpoint_is_refused(checkpoint, tmp_path)
         (["onnx", "-o", "torch"], ["onnx", "-o", "torch"]),
         ([], []),
         (["run", "--target"], ["run", "--target"]),
+        (["run", "--target", "--precision", "fp16"], ["run", "--target", "--precision=fp16"]),
+        (["--target", "onnx,", "torch", "run"], ["--target=onnx", "--target=torch", "run"]),
     ],
 )
 def test_lists_on_the_command_line(typed, understood):

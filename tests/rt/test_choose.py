@@ -219,12 +219,25 @@ def test_a_broken_package_is_unavailable(monkeypatch):
     assert "libcuda.so.1 is missing" in unavailable("torch")
 
 
-def test_graphs_for_gpus_alone_say_so(opened, tmp_path, speeds):
-    manifest = opened.manifest
-    half = tuple(a for a in manifest.artefacts if a.label == "onnx fp16" or a.batch is None)
-    bundle = dataclasses.replace(opened, manifest=manifest.model_copy(update={"artefacts": half}))
-    with pytest.raises(EngineError, match="fp16 is for GPUs") as e:
-        choose(bundle, 1)
+def only(opened, *labels, **update):
+    """The bundle with these denoisers alone."""
+    kept = tuple(
+        a.model_copy(update=update) if a.label in labels else a
+        for a in opened.manifest.artefacts
+        if a.label in labels or a.batch is None
+    )
+    manifest = opened.manifest.model_copy(update={"artefacts": kept})
+    return dataclasses.replace(opened, manifest=manifest)
+
+
+def test_half_precision_runs_on_a_cpu_where_there_is_nothing_else(opened, speeds):
+    choice = choose(only(opened, "onnx fp16"), 1)
+    assert choice.reasons[0] == "backend onnxruntime fp16: the only one that runs here"
+
+
+def test_a_bundle_that_no_cpu_can_run_says_so(opened, speeds):
+    with pytest.raises(EngineError, match="bf16 has no kernels on a CPU") as e:
+        choose(only(opened, "onnx fp16", precision="bf16"), 1)
     assert e.value.code == "TD5012"
 
 
