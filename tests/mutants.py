@@ -301,7 +301,7 @@ MUTANTS = (
     Mutant(
         "what was never certified is run unasked",
         "tadiff_rt/backends/__init__.py",
-        "if canary and artefact.certificate is None:",
+        "if canary and not as_certified:",
         "if False:",
         f"{CANARY}::test_it_is_asked_only_of_what_has_no_certificate",
     ),
