@@ -47,9 +47,9 @@ class DataContract:
     min_slices: int = 8
 
     def __post_init__(self) -> None:
-        if self.size < 1 or not 0 < self.spacing_mm < math.inf or self.num_sources != 3:
+        if self.size < 1 or not 0 < self.spacing_mm < math.inf or self.num_sources < 1:
             raise ValueError(
-                "size must be positive, spacing_mm a positive number and num_sources 3, got "
+                "size, spacing_mm and num_sources must be positive numbers, got "
                 f"{self.size}, {self.spacing_mm} and {self.num_sources}"
             )
 
