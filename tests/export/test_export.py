@@ -319,6 +319,7 @@ def test_what_no_builder_can_do_is_refused_first(tmp_path, wanted, code):
     assert e.value.code == code
 
 
+@pytest.mark.slow
 def test_an_engine_that_does_not_run_here_does_not_cost_the_rest(
     checkpoint, tmp_path, monkeypatch
 ):
@@ -345,6 +346,7 @@ def test_an_engine_that_does_not_run_here_does_not_cost_the_rest(
     assert any("TD5003" in line for line in said)
 
 
+@pytest.mark.slow
 def test_an_untrained_network_is_exported(checkpoint, tmp_path):
     """Its norms have equal weights, which the exporter shares between images and rows."""
     from tadiff_rt.card import ModelCard

@@ -70,6 +70,7 @@ def test_the_ends_come_first_and_then_the_module_of_the_first_wrong_node(net):
     assert more_in_fp32(ends, exact, exact, feed(net), "fp16") == ends
 
 
+@pytest.mark.slow
 def test_a_network_that_fp16_cannot_hold_is_exported_with_an_island(scaled, tmp_path):
     card = ModelCard(
         name="scaled",

@@ -23,6 +23,8 @@ from tadiff_export.split import split
 from tadiff_train.checkpoint import load_checkpoint
 from tadiff_train.network import TaDiffNet
 
+pytestmark = pytest.mark.slow
+
 SIZE, BUCKET = 32, 4
 SETTINGS = Settings(samples=2, num_steps=3)
 
