@@ -12,7 +12,7 @@ import zipfile
 import torch
 
 from tadiff_export.split import Denoiser
-from tadiff_rt.pt2_scan import EXAMPLES, MODEL, scan_program
+from tadiff_rt.pt2_scan import EXAMPLES, MODEL
 
 TRACES = ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack", "from_node")
 ASSERTION = torch.ops.aten._assert_tensor_metadata.default
@@ -47,9 +47,7 @@ def denoiser_to_program(denoiser: Denoiser, size: int) -> bytes:
                 node.meta.pop(key, None)
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
-    data = _rewritten(buffer.getvalue())
-    scan_program(data, "denoiser.pt2")
-    return data
+    return _rewritten(buffer.getvalue())
 
 
 def _rewritten(data: bytes) -> bytes:

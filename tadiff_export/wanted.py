@@ -1,13 +1,11 @@
 """What a bundle shall hold, checked before any work is done."""
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 from tadiff_export.tensorrt import check_builder
-from tadiff_rt.backends import BACKENDS
 from tadiff_rt.certificate import Precision
-from tadiff_rt.errors import EngineError, OutputError, UsageError
+from tadiff_rt.errors import OutputError, UsageError
 from tadiff_rt.manifest import ENGINES, Format
 
 TARGETS: tuple[Format, ...] = ("onnx", "tensorrt", "tensorrt-rtx", "torch")
@@ -38,8 +36,9 @@ class Wanted:
 
         Raises:
             UsageError: TD3062, a target or precision is unknown or missing; TD3063, nothing asked
-                for exists.
-            EngineError: TD5008, a target needs a package that is not installed.
+                for exists; TD3059, a GPU is unknown.
+            EngineError: TD5008, a target needs a package or a GPU that is not here.
+            OutputError: TD8003, there is no folder for the timing cache.
         """
         for what, asked, known in (
             ("target", self.targets, TARGETS),
@@ -52,17 +51,8 @@ class Wanted:
         if self.targets == ("torch",) and "fp32" not in self.precisions:
             raise UsageError("TD3063", "a torch program is fp32; no other precision is made of it")
         for target in self.targets:
-            if target not in ENGINES:
-                continue
-            kind = BACKENDS[target]
-            builder = kind.packages[0]
-            if importlib.util.find_spec(builder) is None:
-                raise EngineError(
-                    "TD5008",
-                    f"--target {target} needs the package {builder}, which is not installed",
-                    fix=f"pip install 'tadiff[{kind.extra}]'",
-                )
-            check_builder(target, self.compute_capabilities or None)
+            if target in ENGINES:
+                check_builder(target, self.compute_capabilities or None)
         if self.timing_cache is not None and not self.timing_cache.absolute().parent.is_dir():
             where = str(self.timing_cache)
             raise OutputError("TD8003", "its folder does not exist", where=where)

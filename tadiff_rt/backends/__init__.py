@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tadiff_rt.bundle import Bundle
-from tadiff_rt.errors import EngineError, UsageError
+from tadiff_rt.errors import EngineError, ResourceError, UsageError
 from tadiff_rt.manifest import Artefact, Format
 
 AUTO = "auto"
@@ -153,7 +153,7 @@ def open_backend(
             "TD5008",
             f"backend {name!r} cannot run here: {reason}",
             fix=f"pip install 'tadiff[{kind.extra}]'"
-            + (", or --backend onnxruntime" if name != "onnxruntime" else ""),
+            + (f", or --backend {CPU}" if name != CPU else ""),
         )
     backend: Backend = importlib.import_module(kind.module).load(bundle, artefact, threads)
     as_certified = name == CPU and artefact.precision == "fp32" and artefact.certificate
@@ -181,6 +181,15 @@ def unavailable(name: str) -> str:
     except ImportError as e:  # installed, and broken
         return f"{packages} cannot be imported: {str(e)[:200]}"
     return reason
+
+
+def no_memory(runtime: str, rows: int, reason: Exception) -> ResourceError:
+    """What a backend raises where a batch of `rows` does not fit; nothing of `reason` is kept."""
+    return ResourceError(
+        "TD7001",
+        f"{runtime} could not run a batch of {rows}: {str(reason)[:200]}",
+        fix="free memory, use fewer workers, or export with a smaller --batch",
+    )
 
 
 def available_cores() -> int:

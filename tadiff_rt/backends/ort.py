@@ -7,8 +7,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from tadiff_rt.backends import no_memory
 from tadiff_rt.bundle import Bundle
-from tadiff_rt.errors import EngineError, ResourceError
+from tadiff_rt.errors import EngineError
 from tadiff_rt.manifest import Artefact, contract
 from tadiff_rt.onnx_scan import Value, require_contract, scan
 
@@ -104,10 +105,9 @@ class OrtBackend:
             eps, logits = self._run({"sources": sources, "x_t": x, "shifts": shifts})
             return eps, logits
         except OUT_OF_MEMORY as e:
-            what = f"onnxruntime could not run a batch of {self.batch}: {str(e)[:200]}"
+            error = no_memory("onnxruntime", self.batch, e)
         # Out here: an error with `e` behind it would keep the session, which `halve` must free.
-        fix = "free memory, use fewer workers, or export with a smaller --batch"
-        raise ResourceError("TD7001", what, fix=fix)
+        raise error
 
     def _run(self, feed: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         outputs: list[NDArray[np.float32]] = self._denoiser.run(OUTPUTS, feed)

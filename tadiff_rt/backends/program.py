@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tadiff_rt.backends import no_memory
 from tadiff_rt.backends.ort import load_conditioner
 from tadiff_rt.bundle import Bundle
-from tadiff_rt.errors import EngineError, ResourceError
+from tadiff_rt.errors import EngineError
 from tadiff_rt.manifest import Artefact
 from tadiff_rt.pt2_scan import scan_program
 
@@ -74,14 +75,14 @@ class ProgramBackend:
         try:
             return self._captured()
         except OUT_OF_MEMORY as e:
-            what = f"torch could not compile for a batch of {self.batch}: {str(e)[:200]}"
+            error = no_memory("torch", self.batch, e)
         except RuntimeError as e:  # of the compiler, of CUDA
             raise EngineError(
                 "TD5013",
                 f"torch {torch.__version__} cannot compile the program: {str(e)[:300]}",
                 fix="choose another --backend",
             ) from None
-        raise ResourceError("TD7001", what, fix="free memory on the GPU, or a smaller --batch")
+        raise error
 
     def _eager(
         self, feed: Sequence[NDArray[np.float32]]
@@ -148,13 +149,12 @@ class ProgramBackend:
             eps, logits = self._run([sources, x, shifts])
             return eps, logits
         except OUT_OF_MEMORY as e:
-            what = f"torch could not run a batch of {self.batch}: {str(e)[:200]}"
+            error = no_memory("torch", self.batch, e)
         except RuntimeError as e:
             if "not enough memory" not in str(e):  # how the CPU allocator says it
                 raise
-            what = f"torch could not run a batch of {self.batch}: {str(e)[:200]}"
-        fix = "free memory, use fewer workers, or export with a smaller --batch"
-        raise ResourceError("TD7001", what, fix=fix)
+            error = no_memory("torch", self.batch, e)
+        raise error
 
 
 def load(bundle: Bundle, artefact: Artefact, threads: int) -> ProgramBackend:

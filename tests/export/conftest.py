@@ -1,9 +1,15 @@
 """An engine of the small network, which tests of the builder and of its layers share."""
 
+import numpy as np
 import onnx
 import pytest
+import torch
 
+from tadiff_export.certify.probes import make_probes
+from tadiff_export.split import split
 from tadiff_export.tensorrt import BuiltEngine, build_engine
+from tadiff_rt.schedule import NoiseSchedule
+from tadiff_train.network import TaDiffNet
 from tests.conftest import remember_graphs
 
 WEIGHTS = "a" * 64
@@ -20,6 +26,15 @@ def to_rtx(data: bytes, **changes: object) -> BuiltEngine:
     return build_engine(data, **(options | changes))
 
 
+def feed_of(net: TaDiffNet, rows: int, size: int) -> dict[str, np.ndarray]:
+    """Different rows in the later half of the schedule, and the shifts of one request."""
+    probe = make_probes(NoiseSchedule.linear(1000), rows, size)[2]
+    request = [probe.t], [probe.days], [probe.treatments]
+    with torch.no_grad():
+        shifts = split(net)[0](*(torch.tensor(values).float() for values in request))
+    return {"sources": probe.sources, "x_t": probe.x, "shifts": shifts.numpy()}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _graphs_once() -> None:
     remember_graphs()
@@ -28,7 +43,6 @@ def _graphs_once() -> None:
 @pytest.fixture(scope="session")
 def denoiser_graph(checkpoint) -> onnx.ModelProto:
     from tadiff_export.onnx import denoiser_to_onnx
-    from tadiff_export.split import split
     from tadiff_train.checkpoint import load_checkpoint
 
     net = load_checkpoint(checkpoint)[0]

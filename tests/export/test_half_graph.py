@@ -44,8 +44,13 @@ def feed(net):
     return {**arrays, "shifts": np.zeros((1, sum(split(net)[1].widths)), np.float32)}
 
 
-def test_nothing_is_too_large_in_a_sound_network(net):
-    assert too_large(denoiser_to_onnx(split(net)[1], SIZE), [feed(net)]) == frozenset()
+@pytest.fixture(scope="module")
+def exact(net):
+    return denoiser_to_onnx(split(net)[1], SIZE)
+
+
+def test_nothing_is_too_large_in_a_sound_network(net, exact):
+    assert too_large(exact, [feed(net)]) == frozenset()
 
 
 def test_values_that_fp16_cannot_hold_are_found(scaled):
@@ -54,8 +59,7 @@ def test_values_that_fp16_cannot_hold_are_found(scaled):
     assert not any(name.startswith("output_blocks") for name in found)
 
 
-def test_the_ends_come_first_and_then_the_module_of_the_first_wrong_node(net):
-    exact = denoiser_to_onnx(split(net)[1], SIZE)
+def test_the_ends_come_first_and_then_the_module_of_the_first_wrong_node(net, exact):
     wrong = onnx.ModelProto()
     wrong.CopyFrom(exact)
     for weight in wrong.graph.initializer:

@@ -76,18 +76,21 @@ def test_it_is_the_group_norm(shape, groups):
     assert np.abs(got - want).max() < 1e-6 * np.abs(want).max()
 
 
-@pytest.mark.parametrize(("shape", "groups"), [((1, 32, 48, 48), 32), ((1, 64, 48, 48), 32)])
-def test_a_large_mean_costs_no_more_than_its_rounding(shape, groups):
-    """fp32 holds 100 +- 1 to 4e-6; the definition of ONNX, as onnxruntime runs it, to 1e-3."""
-    graph = model(shape, groups)
-    x = np.random.default_rng(0).normal(100, 1, shape).astype(np.float32)
-    want = exact(graph, x, groups)
+@pytest.mark.parametrize("channels", [32, 64])
+@pytest.mark.parametrize(("mean", "good", "lost"), [(10, 5e-6, 1e-5), (100, 5e-5, 1e-3)])
+def test_a_large_mean_costs_no_more_than_its_rounding(channels, mean, good, lost):
+    """fp32 has seven digits. Of ONNX's definition, as onnxruntime runs it, four are left at a mean
+    of ten standard deviations and two at a hundred; if this fails, onnxruntime has got better."""
+    shape = (1, channels, 48, 48)
+    graph = model(shape, 32)
+    x = np.random.default_rng(0).normal(mean, 1, shape).astype(np.float32)
+    want = exact(graph, x, 32)
     lowered, defined = (
         np.abs(run(g, x) - want).max() / np.abs(want).max()
         for g in (lower_group_norms(graph), graph)
     )
-    assert lowered < 5e-5
-    assert defined > 20 * lowered  # why this exists; if it fails, onnxruntime has got better
+    assert lowered < good
+    assert lost < defined
 
 
 def test_names_values_and_metadata_are_kept():

@@ -29,6 +29,7 @@ from tadiff_rt.onnx_scan import scan
 from tadiff_rt.schedule import NoiseSchedule
 from tadiff_train.checkpoint import load_checkpoint
 from tadiff_train.network import AttentionBlock
+from tests.export.conftest import feed_of
 
 SIZE = 32
 CHUNK = 96  # of 16 x 16 queries: two whole chunks and a rest
@@ -211,14 +212,7 @@ def run(model, feed, batch, threads=1, names=None):
 @pytest.fixture(scope="module")
 def feed(net):
     """Eight different rows and the shifts of one request."""
-    probe = make_probes(NoiseSchedule.linear(1000), 8, SIZE)[2]
-    with torch.no_grad():
-        shifts = split(net)[0](
-            torch.tensor([probe.t]).float(),
-            torch.tensor([probe.days]).float(),
-            torch.tensor([probe.treatments]).float(),
-        )
-    return {"sources": probe.sources, "x_t": probe.x, "shifts": shifts.numpy()}
+    return feed_of(net, 8, SIZE)
 
 
 def test_chunks_change_rounding_only(net, denoiser, in_one_piece, feed):

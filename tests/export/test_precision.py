@@ -18,6 +18,7 @@ from tadiff_export.split import split
 from tadiff_rt.onnx_scan import scan
 from tadiff_rt.schedule import NoiseSchedule
 from tadiff_train.checkpoint import load_checkpoint
+from tests.export.conftest import feed_of
 
 SIZE = 32
 FP32, FP16 = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -48,14 +49,7 @@ def half(fp32, precision):
 
 @pytest.fixture(scope="module")
 def feed(net):
-    probe = make_probes(NoiseSchedule.linear(1000), 2, SIZE)[2]
-    with torch.no_grad():
-        shifts = split(net)[0](
-            torch.tensor([probe.t]).float(),
-            torch.tensor([probe.days]).float(),
-            torch.tensor([probe.treatments]).float(),
-        )
-    return {"sources": probe.sources, "x_t": probe.x, "shifts": shifts.numpy()}
+    return feed_of(net, 2, SIZE)
 
 
 def run(model, feed, level=ort.GraphOptimizationLevel.ORT_ENABLE_ALL):
