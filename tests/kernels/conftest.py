@@ -23,3 +23,13 @@ if not torch.cuda.is_available():
 
     if rounds_twice():
         InterpreterBuilder.create_fma = fma_of_one_rounding
+
+    create_dot = InterpreterBuilder.create_dot
+
+    def dot_of_floats(self, a, b, *rest):
+        """Triton 3.6 and 3.9 interpret a product of bf16 as one of the integers with its bits."""
+        if a.dtype.scalar == tl.bfloat16:
+            a, b = self.cast_impl(a, tl.float32), self.cast_impl(b, tl.float32)
+        return create_dot(self, a, b, *rest)
+
+    InterpreterBuilder.create_dot = dot_of_floats

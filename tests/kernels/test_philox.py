@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tadiff_kernels import philox
+from tadiff_kernels import philox_triton
 from tadiff_kernels.philox import (
     draw_words,
     normal,
@@ -57,7 +57,7 @@ def words_kernel(counter_ptr, key_ptr, out_ptr, N, BLOCK: tl.constexpr):
     c3 = tl.load(counter_ptr + 3 * N + at, at < N, 0).to(tl.uint32, bitcast=True)
     k0 = tl.load(key_ptr).to(tl.uint32, bitcast=True)
     k1 = tl.load(key_ptr + 1).to(tl.uint32, bitcast=True)
-    w0, w1, w2, w3 = philox._philox(c0, c1, c2, c3, k0, k1)
+    w0, w1, w2, w3 = philox_triton._philox(c0, c1, c2, c3, k0, k1)
     tl.store(out_ptr + at, w0.to(tl.int32, bitcast=True), at < N)
     tl.store(out_ptr + N + at, w1.to(tl.int32, bitcast=True), at < N)
     tl.store(out_ptr + 2 * N + at, w2.to(tl.int32, bitcast=True), at < N)
@@ -70,7 +70,7 @@ def normals_kernel(word_ptr, out_ptr, N, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     radius_word = tl.load(word_ptr + at, at < N, 0).to(tl.uint32, bitcast=True)
     angle_word = tl.load(word_ptr + N + at, at < N, 0).to(tl.uint32, bitcast=True)
-    z0, z1 = philox._box_muller(radius_word, angle_word)
+    z0, z1 = philox_triton._box_muller(radius_word, angle_word)
     tl.store(out_ptr + at, z0, at < N)
     tl.store(out_ptr + N + at, z1, at < N)
 
@@ -80,8 +80,8 @@ def factors_kernel(word_ptr, out_ptr, N, BLOCK: tl.constexpr):
     """Radius, cosine and sine of N words, hi and lo: (6, N)."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     w = tl.load(word_ptr + at, at < N, 0).to(tl.uint32, bitcast=True)
-    r, r_lo = philox._radius(w)
-    c, c_lo, s, s_lo = philox._direction(w)
+    r, r_lo = philox_triton._radius(w)
+    c, c_lo, s, s_lo = philox_triton._direction(w)
     tl.store(out_ptr + at, r, at < N)
     tl.store(out_ptr + N + at, r_lo, at < N)
     tl.store(out_ptr + 2 * N + at, c, at < N)
@@ -406,7 +406,7 @@ def test_forbids_the_compiler_to_fuse(monkeypatch):
     """The interpreter never fuses, so the launch itself is looked at."""
     launched = []
     kernel = {(1, 2): lambda *arguments, **options: launched.append(options)}
-    monkeypatch.setattr(philox, "_normal_kernel", kernel)
+    monkeypatch.setattr(philox_triton, "_normal_kernel", kernel)
     kernel_normal(SEED, ROWS[:2], 0, (100,))
     assert [options["enable_fp_fusion"] for options in launched] == [False]
 
@@ -417,7 +417,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from tadiff_kernels.philox import BLOCK, _normal_kernel
+from tadiff_kernels.philox_triton import BLOCK, _normal_kernel
 types = dict(draw_ptr="*i32", rows_ptr="*i32", out_ptr="*fp32", N="i32", BLOCK="constexpr")
 inspector = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 for arch in (80, 90, 100):
