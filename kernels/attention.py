@@ -1,0 +1,102 @@
+"""Self-attention weighted by `softmax_one`, straight from the projection that the network makes.
+
+With scores x = q k^T / sqrt(d) of a query against all l keys, S = sum exp(x - max x) and
+
+    out = sum_j w_j v_j,    w_j = exp(x_j - max x) / (1 + S)
+
+which is what the published weights were trained with: softmax(x) S / (1 + S). It is neither
+softmax nor "softmax1" (Miller 2023), which adds 1 before the maximum is subtracted and so depends
+on the offset of the scores. A row of weights sums to between 1/2 and l / (l + 1).
+"""
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+WIDEST = 128
+"""Largest head width: the accumulator of a block of queries lies in registers."""
+
+
+def attention_reference(qkv: Tensor, num_heads: int) -> Tensor:
+    """What `attention` computes, in plain PyTorch: the test oracle and what runs on a CPU.
+
+    Scores and weights are at least fp32; the second product is in the dtype of `qkv`. Holds all
+    b num_heads l^2 weights at once. Takes float64, in which tests get the exact result.
+    """
+    B, L, three_c = qkv.shape
+    d = three_c // (3 * num_heads)
+    q, k, v = qkv.reshape(B, L, num_heads, 3, d).permute(3, 0, 2, 1, 4)  # each b heads l d
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    scores = (q.to(wide) * d**-0.5) @ k.to(wide).transpose(-1, -2)
+    e = torch.exp(scores - scores.amax(-1, keepdim=True))
+    weights = e / (1 + e.sum(-1, keepdim=True))
+    return (weights.to(v.dtype) @ v).transpose(1, 2).reshape(B, L, num_heads * d)
+
+
+@torch.library.custom_op("tadiff::attention", mutates_args=(), device_types="cpu")
+def attention(qkv: Tensor, num_heads: int) -> Tensor:
+    """Attention of every head over all positions, weighted by `softmax_one` (see the module).
+
+    On a GPU one kernel that never holds the scores in memory (Dao et al. 2022, algorithm 1): it
+    reads `qkv` as it lies and needs no memory but the result. A row has the same bits on every
+    run.
+
+    Args:
+        qkv: (b, l, 3c) contiguous; fp32, fp16 or bf16. Channels head by head, and inside a head
+            its queries, keys and values, each d = c / num_heads <= 128 wide: the layout of the
+            published `qkv` projection. On a GPU b and num_heads are at most 65,535 (the limits
+            of a CUDA grid).
+        num_heads: at least 1.
+
+    Returns:
+        (b, l, c) contiguous, dtype of `qkv`, channels head by head.
+
+    Raises:
+        ValueError: a dtype, shape or stride is not as above.
+    """
+    _check(qkv, num_heads)
+    return attention_reference(qkv, num_heads)
+
+
+@attention.register_kernel("cuda")
+def _(qkv: Tensor, num_heads: int) -> Tensor:
+    _check(qkv, num_heads)
+    from tadiff_kernels.attention_triton import launch
+
+    out = _empty_result(qkv)
+    launch(qkv, num_heads, out)
+    return out
+
+
+@attention.register_fake
+def _(qkv: Tensor, num_heads: int) -> Tensor:
+    return _empty_result(qkv)
+
+
+def _empty_result(qkv: Tensor) -> Tensor:
+    return qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3)
+
+
+def _check(qkv: Tensor, num_heads: int) -> None:
+    if qkv.dtype not in DTYPES:
+        raise ValueError(f"qkv must be fp32, fp16 or bf16, got {qkv.dtype}")
+    if qkv.ndim != 3 or qkv.shape[1] < 1:
+        raise ValueError(
+            f"qkv must have shape (b, l, 3c) with l of at least 1, got {tuple(qkv.shape)}"
+        )
+    channels = qkv.shape[2]
+    if num_heads < 1 or channels % (3 * num_heads) or channels == 0:
+        raise ValueError(
+            f"qkv must have queries, keys and values of {num_heads} heads, 3 x {num_heads} x d "
+            f"channels, got {channels}"
+        )
+    if channels // (3 * num_heads) > WIDEST:
+        raise ValueError(
+            f"a head may be {WIDEST} channels wide, got {channels // (3 * num_heads)} "
+            f"({channels} channels of qkv, {num_heads} heads)"
+        )
+    if not qkv.is_contiguous():
+        raise ValueError(
+            f"qkv must be contiguous, got strides {qkv.stride()} for shape {tuple(qkv.shape)}"
+        )
