@@ -1,0 +1,221 @@
+"""Faults in the conditioning kernel."""
+
+from tests.mutants.mutant import Mutant
+
+CONDITIONING = "tests/kernels/test_conditioning.py"
+K = "kernels/conditioning_triton.py"
+OP = "kernels/conditioning.py"
+SHIFTS = f"{CONDITIONING}::test_is_the_conditioner_of_the_network"
+REJECTS = f"{CONDITIONING}::test_rejects_what_it_would_misread"
+MUTANTS = (
+    # conditioning
+    Mutant("embeddings with sines first", K, "c >= MC // 2)", "c < MC // 2)", SHIFTS),
+    Mutant(
+        "embeddings of an angle reduced in one part",
+        K,
+        "    r = tl.fma(-q, -4.371138828673793e-08, first)\n",
+        "    r = first\n",
+        f"{CONDITIONING}::test_cosine_and_sine_keep_their_bound",
+    ),
+    Mutant(
+        "cosine with the sign of the wrong quadrants",
+        K,
+        "((quadrant + 1) & 2) == 2",
+        "(quadrant & 2) == 2",
+        f"{CONDITIONING}::test_cosine_and_sine_keep_their_bound",
+    ),
+    Mutant(
+        "cosine of a series one term short",
+        K,
+        "tl.fma(y, tl.fma(y, tl.fma(y, -1 / 3628800, 1 / 40320), -1 / 720), 1 / 24)",
+        "tl.fma(y, tl.fma(y, 1 / 40320, -1 / 720), 1 / 24)",
+        f"{CONDITIONING}::test_cosine_and_sine_keep_their_bound",
+    ),
+    Mutant(
+        "reciprocal of two steps of Newton's method",
+        K,
+        "tl.static_range(3):\n        y",
+        "tl.static_range(2):\n        y",
+        f"{CONDITIONING}::test_silu_keeps_its_bound",
+    ),
+    Mutant(
+        "exponential without its upper bound",
+        K,
+        "tl.minimum(tl.maximum(-x, -80.0), 80.0)",
+        "tl.maximum(-x, -80.0)",
+        f"{CONDITIONING}::test_silu_of_large_numbers",
+    ),
+    Mutant("treatment codes from 0", K, "((code + 1.0) * 10.0)", "(code * 10.0)", SHIFTS),
+    Mutant(
+        "treatments with the frequencies of sinusoids",
+        K,
+        "(network // 2) * (MC // 2)",
+        "(network // 3) * (MC // 2)",
+        SHIFTS,
+    ),
+    Mutant(
+        "days embedded by the network of the time",
+        K,
+        "    weights = network * (2 * MC * MC)",
+        "    weights = (network // 2 * 2) * (2 * MC * MC)",
+        SHIFTS,
+    ),
+    Mutant(
+        "hidden layer without the mask of its padding",
+        K,
+        "hidden_weight_ptr + weights + j[None, :], inside[:, None], 0.0)",
+        "hidden_weight_ptr + weights + j[None, :])",
+        f"{SHIFTS}[width-96]",
+    ),
+    Mutant(
+        "embeddings stored beyond their width",
+        K,
+        "tl.sum(total, 1) + out_bias, inside)",
+        "tl.sum(total, 1) + out_bias)",
+        f"{CONDITIONING}::test_writes_every_element_and_nothing_else",
+    ),
+    Mutant(
+        "embeddings of the last hidden channels alone",
+        K,
+        "        total += h[None, :] * out_w",
+        "        total = h[None, :] * out_w",
+        f"{SHIFTS}[C-far]",
+    ),
+    Mutant(
+        "embeddings without their last bias",
+        K,
+        "tl.sum(total, 1) + out_bias",
+        "tl.sum(total, 1)",
+        SHIFTS,
+    ),
+    Mutant(
+        "differences to the first session",
+        K,
+        "_silu(other - own)",
+        "_silu(own - other)",
+        SHIFTS,
+    ),
+    Mutant(
+        "own embedding of another session",
+        K,
+        "tl.load(treatment_ptrs + 3 * MC + c) + tl.load(day_ptrs + 3 * MC + c)",
+        "tl.load(treatment_ptrs + 3 * MC + c) + tl.load(day_ptrs + 2 * MC + c)",
+        SHIFTS,
+    ),
+    Mutant(
+        "differences with the weights of the next session",
+        K,
+        "weight_ptrs + at * P,",
+        "weight_ptrs + (at + MC) * P,",
+        SHIFTS,
+    ),
+    Mutant(
+        "days in half precision",
+        K,
+        "* 10.0), t + day)",
+        "* 10.0), (t + day).to(tl.float16).to(tl.float32))",
+        SHIFTS,
+    ),
+    Mutant(
+        "exponential of a series one term short",
+        K,
+        "tl.fma(r, tl.fma(r, 1 / 5040, 1 / 720), 1 / 120)",
+        "tl.fma(r, 1 / 720, 1 / 120)",
+        f"{CONDITIONING}::test_silu_keeps_its_bound",
+    ),
+    Mutant(
+        "bias of the blocks left out", K, "tl.sum(fixed, 0) + bias", "tl.sum(fixed, 0)", SHIFTS
+    ),
+    Mutant("time without silu", K, "_silu(time + own[None, :])", "time + own[None, :]", SHIFTS),
+    Mutant(
+        "product of the last part of the width alone",
+        K,
+        "w, steps, input_precision",
+        "w, input_precision",
+        f"{SHIFTS}[C-far]",
+    ),
+    Mutant(
+        "rows stored beyond the last step",
+        K,
+        "(rows[:, None] < N) & (p[None, :] < P))",
+        "p[None, :] < P)",
+        f"{CONDITIONING}::test_writes_every_element_and_nothing_else",
+    ),
+    Mutant(
+        "channels stored beyond the last",
+        K,
+        "(rows[:, None] < N) & (p[None, :] < P))",
+        "rows[:, None] < N)",
+        f"{CONDITIONING}::test_writes_every_element_and_nothing_else",
+    ),
+    Mutant(
+        "shifts of one tile of steps",
+        K,
+        "grid = (triton.cdiv(p, BLOCK_P), triton.cdiv(n, BLOCK_N))",
+        "grid = (triton.cdiv(p, BLOCK_P), 1)",
+        SHIFTS,
+    ),
+    Mutant(
+        "shifts of whole tiles of steps",
+        K,
+        "triton.cdiv(n, BLOCK_N))",
+        "n // BLOCK_N)",
+        SHIFTS,
+    ),
+    Mutant(
+        "sessions not embedded beyond the days",
+        K,
+        "_embed[(n + 8,)]",
+        "_embed[(n + 4,)]",
+        SHIFTS,
+    ),
+    Mutant(
+        "projection in TF32",
+        K,
+        'input_precision="ieee"',
+        'input_precision="tf32"',
+        f"{CONDITIONING}::test_compiles_to_no_approximation",
+    ),
+    Mutant(
+        "middle blocks that meet the first session",
+        OP,
+        "F.pad(weight, (4 * mc - weight.shape[1], 0))",
+        "F.pad(weight, (0, 4 * mc - weight.shape[1]))",
+        SHIFTS,
+    ),
+    Mutant(
+        "hidden weights not transposed",
+        OP,
+        "hidden_weight.transpose(1, 2).contiguous()",
+        "hidden_weight.reshape(3, mc, 2 * mc)",
+        SHIFTS,
+    ),
+    Mutant(
+        "frequencies of another base",
+        OP,
+        "-math.log(10000) / half * k",
+        "-math.log(10000) / (half - 1) * k",
+        SHIFTS,
+    ),
+    Mutant(
+        "reference with angles in float64",
+        OP,
+        "frequencies[network // 2].float()\n",
+        "frequencies[network // 2]\n",
+        f"{CONDITIONING}::test_reference_is_the_conditioner_of_the_network",
+    ),
+    Mutant(
+        "operator that does not check its arguments",
+        OP,
+        "    _check(t, days, treatments, weights)\n    return conditioning_reference",
+        "    return conditioning_reference",
+        REJECTS,
+    ),
+    Mutant(
+        "fake shifts of the wrong width",
+        OP,
+        "weights[-1].shape[0])",
+        "weights[-2].shape[0])",
+        f"{CONDITIONING}::test_passes_the_checks_of_pytorch",
+    ),
+)
