@@ -78,3 +78,17 @@ class ReadOptions:
     """Take the voxel axes for R, A, S when the header gives no orientation."""
     max_voxels: int = 512**3
     """An image declaring more is refused before anything is inflated."""
+    layout: str = "auto"
+    """"auto", or "bids", "sailor", "lumiere", "npy" for a folder that could be several."""
+    treatments: str = "table"
+    """"table": as the data set or a treatments.csv says; "published": SAILOR's first four sessions
+    are CRT and all later ones TMZ, whatever was given."""
+    skip_incomplete: bool = False
+    """Leave out SAILOR and LUMIERE sessions that lack an image."""
+    leave_out: tuple[str, ...] = ()
+    """Names of SAILOR or LUMIERE sessions to ignore."""
+    lumiere_images: str = "auto"
+    """"raw", "registered" or "atlas" (see `readers.lumiere`); "auto" where there is only one."""
+    npy_grid: str = ""
+    """How the axes of npy arrays run and their voxel edge in mm, e.g. "PLI:1"; empty: known for
+    the published grid alone."""

@@ -32,7 +32,11 @@ Threads = Annotated[
 def predict(
     engine: Engine,
     case: Annotated[
-        Path, typer.Option("--case", help="BIDS subject folder (sub-XX), or a manifest.csv.")
+        Path,
+        typer.Option(
+            "--case",
+            help="Folder of a subject (BIDS, SAILOR, LUMIERE, npy arrays), or a manifest.csv.",
+        ),
     ],
     day: Annotated[str, typer.Option("--day", help="+N days after the last session, or day N.")],
     treatment: Annotated[str, typer.Option("--treatment", help="CRT, TMZ or none, until then.")],
@@ -103,6 +107,32 @@ def predict(
     assume_ras: Annotated[
         bool, typer.Option("--assume-ras", help="Images without orientation are R, A, S.")
     ] = False,
+    layout: Annotated[
+        str,
+        typer.Option(help="bids, sailor, lumiere or npy, of a folder."),
+    ] = "auto",
+    treatments: Annotated[
+        str,
+        typer.Option(help="SAILOR: table, or published (4 sessions CRT, then TMZ)."),
+    ] = "table",
+    skip_incomplete: Annotated[
+        bool,
+        typer.Option(
+            "--skip-incomplete", help="SAILOR, LUMIERE: leave out sessions that lack an image."
+        ),
+    ] = False,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option("--leave-out", help="SAILOR, LUMIERE: a session to ignore; may be repeated."),
+    ] = None,
+    lumiere_images: Annotated[
+        str,
+        typer.Option(help="LUMIERE: raw, registered or atlas images."),
+    ] = "auto",
+    npy_grid: Annotated[
+        str,
+        typer.Option(help="npy: how the axes run and the voxel edge in mm, as PLI:1."),
+    ] = "",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no notes.")] = False,
 ) -> None:
     """Forecast scan and tumour of a case on a future day under a treatment.
@@ -137,6 +167,12 @@ def predict(
         affine=affine,
         assume_ras=assume_ras,
         max_voxels=max_voxels,
+        layout=layout,
+        treatments=treatments,
+        skip_incomplete=skip_incomplete,
+        leave_out=tuple(leave_out or ()),
+        lumiere_images=lumiere_images,
+        npy_grid=npy_grid,
     )
     with progress_bar("forecast", quiet) as progress:
         forecast = predict_to_folder(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tadiff_rt.case import MODALITIES, Case, ReadOptions
 from tadiff_rt.errors import TableError, TadiffError, UsageError
+from tadiff_rt.readers.folders import entries, some
 from tadiff_rt.readers.manifest import Found, ImageFile, Listing, load_case
 from tadiff_rt.readers.tables import Columns, Row, id_problem, quoted, read_rows
 
@@ -59,32 +60,16 @@ def _subject_folder(path: Path) -> Path:
     path = Path(os.path.abspath(path))
     if path.name.startswith("sub-"):
         return path
-    subjects = [entry for entry in _entries(path) if entry.startswith("sub-")]
+    subjects = [entry for entry in entries(path) if entry.startswith("sub-")]
     subjects = [entry for entry in subjects if os.path.isdir(path / entry)]
     if len(subjects) == 1:
         return path / subjects[0]
     if subjects:
-        what = f"the dataset has {len(subjects)} subjects: {_some(subjects)}"
+        what = f"the dataset has {len(subjects)} subjects: {some(subjects)}"
         fix = f"name one of them, e.g. {path.name}/{subjects[0]}"
         raise UsageError("TD3002", what, where=path.name, fix=fix)
-    fix = "give a BIDS subject folder sub-XX, or a manifest.csv"
+    fix = "give the folder of a subject (BIDS, SAILOR or LUMIERE), a manifest.csv or npy arrays"
     raise TableError("TD3122", "the folder holds no subject sub-XX", where=path.name, fix=fix)
-
-
-def _entries(folder: Path) -> list[str]:
-    """Names in a folder, sorted: results do not depend on the order a disk lists them in."""
-    try:
-        return sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        what = f"cannot be listed: {error.strerror}"
-        raise TableError("TD3123", what, where=folder.name) from None
-
-
-def _some(names: Sequence[str], limit: int = 10) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def _kind(name: str, subject: str, session: str) -> str:
@@ -103,7 +88,7 @@ def _kind(name: str, subject: str, session: str) -> str:
 def _candidates(folder: Path, subject: str, session: str) -> dict[str, list[str]]:
     """Names of the images in an anat folder, by kind."""
     kinds: dict[str, list[str]] = {}
-    for name in _entries(folder):
+    for name in entries(folder):
         kinds.setdefault(_kind(name, subject, session), []).append(name)
     kinds.pop("", None)
     return kinds
@@ -124,7 +109,7 @@ def _list_session(subject: Path, row: Row, findings: list[TadiffError], table: s
         if len(files) == 1:
             images[modality] = ImageFile(subject / anat / files[0], f"{label}/{files[0]}")
         elif files:
-            what = f"{len(files)} files could be {modality} of {session}: {_some(files)}"
+            what = f"{len(files)} files could be {modality} of {session}: {some(files)}"
             fix = "keep one of them, or list the files in a manifest.csv"
             findings.append(TableError("TD3321", what, where=label, fix=fix))
         else:
@@ -142,7 +127,7 @@ def _find_mask(subject: Path, session: str, findings: list[TadiffError]) -> Imag
     """
     root = subject.parent
     files = []
-    for pipeline in _entries(root / "derivatives"):
+    for pipeline in entries(root / "derivatives"):
         anat = Path("derivatives", pipeline, subject.name, session, "anat")
         names = _candidates(root / anat, subject.name, session).get("dseg", [])
         files += [anat / name for name in names if "_desc-predicted" not in name]
@@ -151,7 +136,7 @@ def _find_mask(subject: Path, session: str, findings: list[TadiffError]) -> Imag
     if len(chosen) > 1:
         what = f"{len(chosen)} files could be the tumour mask of {session}"
         fix = "name exactly one of them desc-tumour"
-        where = _some([file.as_posix() for file in chosen])
+        where = some([file.as_posix() for file in chosen])
         findings.append(TableError("TD3321", what, where=where, fix=fix))
         return None
     return ImageFile(root / chosen[0], chosen[0].as_posix()) if chosen else None
@@ -161,7 +146,7 @@ def _check_all_listed(
     subject: Path, rows: Sequence[Row], findings: list[TadiffError], table: str
 ) -> None:
     listed = {row.session for row in rows}
-    for session in _entries(subject):
+    for session in entries(subject):
         if not session.startswith("ses-") or session in listed:
             continue
         if _candidates(subject / session / "anat", subject.name, session):

@@ -129,7 +129,7 @@ def open_source(path: str | os.PathLike[str], label: str) -> Iterator[ByteSource
             while it was read.
     """
     try:
-        with os.fdopen(_open_regular(path, label), "rb", buffering=0) as file:
+        with os.fdopen(open_regular(path, label), "rb", buffering=0) as file:
             before = os.fstat(file.fileno())
             yield ByteSource(file, label)
             after = os.fstat(file.fileno())
@@ -146,7 +146,8 @@ def open_source(path: str | os.PathLike[str], label: str) -> Iterator[ByteSource
         )
 
 
-def _open_regular(path: str | os.PathLike[str], label: str) -> int:
+def open_regular(path: str | os.PathLike[str], label: str) -> int:
+    """A descriptor of a regular file; a pipe, device or folder is refused."""
     # Without O_NONBLOCK, opening a named pipe waits for a writer that may never come.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
     try:

@@ -60,8 +60,10 @@ def read_volume(
             "TD7001", "not enough memory to read the image", where=label
         ) from error
     if labels_only:
-        _require_labels(data, label)
-    return Volume(data, affine, label, _digest(data, affine), clean_header(hdr, layout, affine))
+        require_labels(data, label)
+    return Volume(
+        data, affine, label, voxel_digest(data, affine), clean_header(hdr, layout, affine)
+    )
 
 
 def _note_name(
@@ -116,15 +118,16 @@ def _to_float32(
         elif not (layout.is_scaled or is_rounded):
             is_rounded = bool((flat[block] != values).any())
     if num_nan or num_inf:
-        _handle_nonfinite(num_nan, num_inf, stored.size, options, label, notes)
+        handle_nonfinite(num_nan, num_inf, stored.size, options, label, notes)
     if is_rounded:
         notes.append(f"{label}: {layout.dtype.name} voxels rounded to float32")
     return np.ascontiguousarray(flat.reshape(layout.shape, order="F"))
 
 
-def _handle_nonfinite(
+def handle_nonfinite(
     num_nan: int, num_inf: int, total: int, options: ReadOptions, label: str, notes: list[str]
 ) -> None:
+    """Refuses voxels that are not finite, or notes that they are set to 0."""
     counts = f"{num_nan + num_inf} non-finite voxels ({num_nan} NaN, {num_inf} Inf) of {total}"
     if options.nonfinite != "zero":
         raise NiftiError(
@@ -136,7 +139,8 @@ def _handle_nonfinite(
     notes.append(f"{label}: {counts} set to 0")
 
 
-def _require_labels(data: NDArray[np.float32], label: str) -> None:
+def require_labels(data: NDArray[np.float32], label: str) -> None:
+    """Refuses a mask with any value but LABELS."""
     found = np.unique(data)
     unknown = found[~np.isin(found, LABELS)]
     if unknown.size:
@@ -150,7 +154,8 @@ def _require_labels(data: NDArray[np.float32], label: str) -> None:
         )
 
 
-def _digest(data: NDArray[np.float32], affine: NDArray[np.float64]) -> str:
+def voxel_digest(data: NDArray[np.float32], affine: NDArray[np.float64]) -> str:
+    """SHA-256 of voxels and affine: what `Volume.sha256` holds."""
     digest = hashlib.sha256(data.astype("<f4", copy=False).data)
     digest.update(affine.astype("<f8").tobytes())
     return digest.hexdigest()

@@ -144,7 +144,7 @@ def read_rows(
     lines = read_text(path, label).split("\n")
     while lines and not lines[-1].strip(" \t"):
         lines.pop()
-    table, findings = _cells(lines, columns, label)
+    table, findings = cells_of(lines, columns, label)
     rows: list[Row] = []
     for line, cells in table:
         row, problems = _row(line, cells, columns, label)
@@ -163,7 +163,7 @@ def _line_of(finding: TadiffError) -> int:
     return int(finding.where.rsplit("line ", 1)[1])
 
 
-def _cells(
+def cells_of(
     lines: Sequence[str], columns: Columns, label: str
 ) -> tuple[list[tuple[int, dict[str, str]]], list[TableError]]:
     """(line number, cells by column) of the rows as wide as the header, and the other rows."""
