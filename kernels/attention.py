@@ -14,12 +14,15 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
+QUERY_CHUNK = 192
+"""Of 2,304 keys and 4 heads: 7 MB of weights, which stay in a processor's cache."""
+
 WIDEST = 128
 """Largest head width: the accumulator of a block of queries lies in registers."""
 
 
 def attention_reference(qkv: Tensor, num_heads: int) -> Tensor:
-    """What `attention` computes, in plain PyTorch: the test oracle and what runs on a CPU.
+    """What `attention` computes, in plain PyTorch: the test oracle.
 
     Scores and weights are at least fp32; the second product is in the dtype of `qkv`. Holds all
     b num_heads l^2 weights at once. Takes float64, in which tests get the exact result.
@@ -32,6 +35,23 @@ def attention_reference(qkv: Tensor, num_heads: int) -> Tensor:
     e = torch.exp(scores - scores.amax(-1, keepdim=True))
     weights = e / (1 + e.sum(-1, keepdim=True))
     return (weights.to(v.dtype) @ v).transpose(1, 2).reshape(B, L, num_heads * d)
+
+
+def attention_by_chunks(qkv: Tensor, num_heads: int) -> Tensor:
+    """`attention` on a CPU: fp32 products, and weights of `QUERY_CHUNK` queries at a time.
+
+    softmax_one(x) = p / (1 + max p) with p = softmax(x), because max p = 1 / S: so the library's
+    softmax is used, and the row factor divides the d-wide result, not the l-wide weights.
+    """
+    B, L, three_c = qkv.shape
+    d = three_c // (3 * num_heads)
+    heads = qkv.float().reshape(B, L, num_heads, 3, d).permute(3, 0, 2, 1, 4)
+    q, kt, v = heads[0] * d**-0.5, heads[1].transpose(-1, -2), heads[2]
+    out = torch.empty(B, L, num_heads, d).transpose(1, 2)
+    for at in range(0, L, QUERY_CHUNK):
+        p = torch.softmax(q[:, :, at : at + QUERY_CHUNK] @ kt, dim=-1)
+        out[:, :, at : at + QUERY_CHUNK] = (p @ v) / (1 + p.amax(-1, keepdim=True))
+    return out.transpose(1, 2).reshape(B, L, num_heads * d).to(qkv.dtype)
 
 
 @torch.library.custom_op("tadiff::attention", mutates_args=(), device_types="cpu")
@@ -56,7 +76,7 @@ def attention(qkv: Tensor, num_heads: int) -> Tensor:
         ValueError: a dtype, shape or stride is not as above.
     """
     _check(qkv, num_heads)
-    return attention_reference(qkv, num_heads)
+    return attention_by_chunks(qkv, num_heads)
 
 
 @attention.register_kernel("cuda")

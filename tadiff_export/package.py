@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tadiff_export.certify.reference import Settings
 from tadiff_export.checkpoint import Asked, load_any
+from tadiff_export.judge import Stage
 from tadiff_export.wanted import Wanted
-from tadiff_export.workshop import Stage, Workshop
+from tadiff_export.workshop import Workshop
 from tadiff_rt.bundle import describe_artefacts
 from tadiff_rt.console import progress_bar
 from tadiff_rt.errors import NumericsError, UsageError

@@ -20,7 +20,7 @@ class Wanted:
 
     targets: tuple[Format, ...] = ("onnx",)
     precisions: tuple[Precision, ...] = ("fp32",)
-    """Of ONNX graphs and engines; a torch program is fp32."""
+    """Of every target."""
     batch: int | None = None
     """Rows a call of the denoiser; None for `default_batch`."""
     compute_capabilities: tuple[str, ...] = ()
@@ -35,8 +35,8 @@ class Wanted:
         """Before anything is computed.
 
         Raises:
-            UsageError: TD3062, a target or precision is unknown or missing; TD3063, nothing asked
-                for exists; TD3059, a GPU is unknown.
+            UsageError: TD3062, a target or precision is unknown or missing; TD3059, a GPU is
+                unknown.
             EngineError: TD5008, a target needs a package or a GPU that is not here.
             OutputError: TD8003, there is no folder for the timing cache.
         """
@@ -48,8 +48,6 @@ class Wanted:
             if unknown or not asked:
                 found = f"unknown {what} {unknown[0]!r}" if unknown else f"no {what} given"
                 raise UsageError("TD3062", f"{found}; choose from {', '.join(known)}")
-        if self.targets == ("torch",) and "fp32" not in self.precisions:
-            raise UsageError("TD3063", "a torch program is fp32; no other precision is made of it")
         for target in self.targets:
             if target in ENGINES:
                 check_builder(target, self.compute_capabilities or None)

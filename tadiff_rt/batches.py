@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tadiff_rt.backends import Backend
+from tadiff_rt.ensemble import TARGET_SLOT, SliceStatistics
 from tadiff_rt.errors import NumericsError, ResourceError
 from tadiff_rt.noise import NoiseSource
+from tadiff_rt.runner import Work
 from tadiff_rt.solvers import SolverPlan, noised, solve
 
 Float32Array = NDArray[np.float32]
@@ -78,6 +80,40 @@ class BatchRunner:
         self._total = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()
+
+    @property
+    def conditioning(self) -> Float32Array:
+        """See `Runner.conditioning`."""
+        return self.shifts
+
+    @property
+    def batch(self) -> int:
+        """See `Runner.batch`."""
+        return self.backend.batch
+
+    @property
+    def runtime(self) -> str:
+        """See `Runner.runtime`."""
+        return self.backend.runtime
+
+    def report(self) -> dict[str, Any]:
+        """See `Runner.report`: none."""
+        return {}
+
+    def statistics(
+        self, work: Sequence[Work], inside: NDArray[np.bool_]
+    ) -> Iterator[tuple[int, SliceStatistics]]:
+        """See `Runner.statistics`; slices finish in the order of `work`. Raises as `run` does."""
+        shape = self.sources.shape[2:]
+        items = {item.at: item for item in work}
+        rows = [(item.at, k) for item in work for k in range(item.first, item.samples)]
+        begun = {item.at: item.so_far for item in work if item.so_far}
+        for (at, sample), image, logits in self.run(rows):
+            statistics = begun.get(at) or SliceStatistics((3, *shape), shape)
+            begun[at] = statistics
+            statistics.add(image, np.where(inside, logits[TARGET_SLOT], -np.inf))
+            if sample == items[at].samples - 1:
+                yield at, begun.pop(at)
 
     def run(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Float32Array, Float32Array]]:
         """Every row with its image (3, size, size) and mask logits (4, size, size), in order.
@@ -175,20 +211,25 @@ class BatchRunner:
         self, batch: Sequence[Row], eps: Float32Array, logits: Float32Array, i: int
     ) -> None:
         # At every step: clipping would turn an infinite estimate into a plausible one.
-        for k, (at, sample) in enumerate(batch):
+        for k, row in enumerate(batch):
             if not (np.isfinite(eps[k]).all() and np.isfinite(logits[k]).all()):
-                raise NumericsError(
-                    "TD6002",
-                    f"sample {sample} of slice {at} is not finite at step {i} "
-                    f"({self.backend.description})",
-                    fix="check the source images; if they are sound, export the bundle again",
-                )
+                raise not_finite(row, i, self.backend.description)
 
     def _count(self, rows: int) -> None:
         if self.progress is not None:
             with self._lock:
                 self._done += rows
                 self.progress(min(self._done, self._total), self._total)
+
+
+def not_finite(row: Row, i: int, description: str) -> NumericsError:
+    """What the network's NaN or infinity at step i of a row is told as (TD6002)."""
+    at, sample = row
+    return NumericsError(
+        "TD6002",
+        f"sample {sample} of slice {at} is not finite at step {i} ({description})",
+        fix="check the source images; if they are sound, export the bundle again",
+    )
 
 
 def _pad(rows: Float32Array, count: int) -> Float32Array:

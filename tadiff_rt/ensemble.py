@@ -20,6 +20,9 @@ def mask_probability(mask_logits: ArrayLike) -> NDArray[np.float64]:
     return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(mask_logits, dtype=np.float64))
 
 
+TARGET_SLOT = 3
+"""Slot of the forecast among the four sessions; sources fill 0 ... 2."""
+
 _ARRAYS = ("_mean", "_squares", "_probability_sum", "_pair_sum", "_last_image", "_last_mask")
 _COUNTS = ("_areas", "_overlaps")
 

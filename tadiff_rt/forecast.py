@@ -1,22 +1,21 @@
 """The forecast of one case: from sessions and a request to volumes on the patient's grid."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 from tadiff_rt.assembly import VOLUME_LEVEL, Forecast, assemble
 from tadiff_rt.backends import AUTO, Backend, available_cores, load_backend
 from tadiff_rt.backends.choose import choose
-from tadiff_rt.batches import BatchRunner, Progress, Sampling
+from tadiff_rt.batches import Progress, Sampling
 from tadiff_rt.bundle import Bundle, open_bundle
 from tadiff_rt.case import Case, Session
+from tadiff_rt.device.runners import Runners
 from tadiff_rt.errors import UsageError
 from tadiff_rt.journal import Journal, fingerprint
 from tadiff_rt.preprocess import prepare
 from tadiff_rt.report import (
+    Stopwatch,
     model_report,
     sampling_report,
     session_report,
@@ -30,26 +29,10 @@ from tadiff_rt.request import (
     parse_day,
     select_sources,
 )
-from tadiff_rt.runner import SampleSize, run_ensemble
+from tadiff_rt.runner import Runner, SampleSize, run_ensemble
 from tadiff_rt.slices import choose_slices, parse_slices
 
 __all__ = ["VOLUME_LEVEL", "Forecast", "Forecaster", "choose_slices"]
-
-
-@dataclass
-class Stopwatch:
-    """Seconds spent in named stages."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Adds the time of the block to stage `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 class Forecaster:
@@ -66,6 +49,7 @@ class Forecaster:
         self.backend = backend
         self.choice = choice
         """Why this backend, a line each, where it was left to the program."""
+        self._runners = Runners(backend)
         self._load_seconds = load_seconds
         self._schedule = bundle.manifest.card.schedule.build()
 
@@ -119,7 +103,8 @@ class Forecaster:
 
         The same case, request and seed give the same bits on one machine, whatever else runs in
         the batch and with any number of workers; `samples=8` extends `samples=4` (but for
-        `latin`).
+        `latin`). On a GPU a network may give other bits in buckets of another size, and free
+        memory decides on it: the report names the bucket.
 
         Args:
             case: at least one session; the last three are used, fewer are padded at the front.
@@ -130,13 +115,15 @@ class Forecaster:
             samples, seed, steps, solver, grid, round_times, volume_ci, max_samples, coherence,
                 latin: how the ensemble is drawn; see `sampling.SamplingRequest`.
             extrapolate: days and horizons beyond training are noted instead of refused.
-            workers: batches computed at a time; each uses the threads of the backend.
+            workers: batches computed at a time, each on the threads of the backend; a GPU
+                computes one.
             work: a folder that keeps finished slices: the same request goes on from them after
                 an interruption. Not removed; see `journal.discard_journal`.
 
         Raises:
             InputDataError, UsageError: the case or the request cannot be used.
             NumericsError: a sample is not finite.
+            ResourceError: memory ran out.
         """
         asked = PredictRequest(
             day=day,
@@ -181,19 +168,25 @@ class Forecaster:
             prepared = prepare(sources, card.data)
             chosen = choose_slices(prepared, parse_slices(slices))
         with watch.stage("condition"):
-            shifts = self.backend.condition(
-                sampling.plan.t, *conditions(sources, request, card.treatments)
+            runner = self._runners.runner(
+                sampling,
+                conditions(sources, request, card.treatments),
+                prepared.sources,
+                size,
+                len(chosen),
+                workers=workers,
+                progress=progress,
             )
         with watch.stage("sample"):
             inside = prepared.window.inside(prepared.grid.shape)
             # How many samples are enough depends on all slices; otherwise each stands alone.
             together = chosen if size.volume_ci else ()
             result = run_ensemble(
-                BatchRunner(self.backend, sampling, shifts, prepared.sources, workers, progress),
+                runner,
                 inside,
                 chosen,
                 size,
-                self._journal(work, sampling, size, shifts, prepared.sources, inside, together),
+                self._journal(work, sampling, size, runner, inside, together),
             )
         notes = [*case.notes, *relaxed, *([padding] if padding else []), *prepared.notes]
         report = {
@@ -202,9 +195,10 @@ class Forecaster:
             "sources": [session_report(session) for session in sources],
             "notes": [*without_names(notes, case), *result.notes],
             "sampling": {
-                **sampling_report(sampling, size, result, chosen, self.backend.batch),
+                **sampling_report(sampling, size, result, chosen, runner.batch),
                 "start_lam": card.start_lam,
             },
+            **runner.report(),
         }
         with watch.stage("map back"):
             forecast = assemble(result, prepared, sources[-1], chosen, report)
@@ -213,7 +207,12 @@ class Forecaster:
         return forecast
 
     def _journal(
-        self, work: Path | None, sampling: Sampling, size: SampleSize, *arrays: object
+        self,
+        work: Path | None,
+        sampling: Sampling,
+        size: SampleSize,
+        runner: Runner,
+        *more: object,
     ) -> Journal | None:
         """The journal of this very forecast in `work`."""
         if work is None:
@@ -221,13 +220,15 @@ class Forecaster:
         parts = [
             self.bundle.manifest_sha256,
             version("tadiff"),
-            self.backend.runtime,
+            runner.runtime,
             sampling.plan.table,
             sampling.noise,
             sampling.x0_range,
             sampling.informed,
             size,
-            *arrays,
+            runner.conditioning,
+            runner.sources,
+            *more,
         ]
         return Journal(work, fingerprint(parts))
 

@@ -54,8 +54,9 @@ class Artefact(File):
 
     @model_validator(mode="after")
     def _fits_its_role(self) -> "Artefact":
-        if self.role == "conditioner" and (self.format, self.precision) != ("onnx", "fp32"):
-            raise ValueError("a conditioner is an ONNX graph in fp32")
+        conditions = (self.format in ("onnx", "torch"), self.precision == "fp32")
+        if self.role == "conditioner" and not all(conditions):
+            raise ValueError("a conditioner is an ONNX graph or a torch program, in fp32")
         if (self.role == "denoiser") != (self.batch is not None):
             raise ValueError("a denoiser has a batch, a conditioner has none")
         if self.build is not None and self.format not in ENGINES:
@@ -149,12 +150,20 @@ class Manifest(BaseModel):
 
     @property
     def conditioner(self) -> Artefact:
-        """The one conditioner."""
-        found = [a for a in self.artefacts if a.role == "conditioner"]
+        """The ONNX conditioner, which every bundle has."""
+        found = self._conditioners("onnx")
         if len(found) != 1:
-            what = f"the bundle lists {len(found)} conditioners, expected one"
+            what = f"the bundle lists {len(found)} ONNX conditioners, expected one"
             raise EngineError("TD5011", what)
         return found[0]
+
+    @property
+    def conditioner_program(self) -> Artefact | None:
+        """The conditioner of the torch backend, where there is one."""
+        return next(iter(self._conditioners("torch")), None)
+
+    def _conditioners(self, format_: Format) -> list[Artefact]:
+        return [a for a in self.artefacts if (a.role, a.format) == ("conditioner", format_)]
 
     @property
     def denoisers(self) -> tuple[Artefact, ...]:

@@ -27,7 +27,7 @@ _SMALL = (
     ".data/serialization_id",
 )
 _WEIGHT = re.compile(r"data/(weights|constants)/(weight|tensor)_[0-9]{1,6}")
-_SIZE = r"L\['(sources|x_t|shifts)'\]\.size\(\)\[[0-3]\]"
+_SIZE = r"L\['(sources|x_t|shifts|t|days|treatments)'\]\.size\(\)\[[0-3]\]"
 _SYMBOL = r"Symbol\('s[0-9]{1,4}', positive=True, integer=True\)"
 _HARMLESS = re.compile(
     r"[A-Za-z0-9_.+]{0,200}"  # names, versions; without brackets nothing is called
@@ -46,17 +46,24 @@ NOT_AN_ARCHIVE = (
 """What zipfile raises for files that are none."""
 
 ALLOWED_TARGETS = frozenset(
-    f"torch.ops.aten.{name}"
-    for name in (
-        *("add.Tensor", "add.Scalar", "amax.default"),
-        *("cat.default", "chunk.default", "clone.default", "conv1d.default", "conv2d.default"),
-        *("div.Tensor", "dropout.default", "group_norm.default", "matmul.default", "mul.Tensor"),
-        *("promote_types.default", "reshape.default", "silu.default", "slice.Tensor"),
-        *("softmax.int", "split_with_sizes.default", "sym_size.int", "to.dtype"),
-        *("transpose.int", "unsqueeze.default", "upsample_nearest2d.vec", "view.default"),
-    )
-) | {"_operator.mul", "_operator.floordiv", "_operator.add"}
-"""Operators of the exported denoiser; pure functions of tensors and sizes."""
+    [
+        *(
+            f"torch.ops.aten.{name}"
+            for name in (
+                *("add.Tensor", "addmm.default", "cat.default", "contiguous.default"),
+                *("conv2d.default", "linear.default", "pad.default", "permute.default"),
+                *("reshape.default", "slice.Tensor", "split_with_sizes.default"),
+                *("sym_size.int", "to.dtype", "unsqueeze.default", "upsample_nearest2d.vec"),
+            )
+        ),
+        *(
+            f"torch.ops.tadiff.{name}.default"
+            for name in ("attention", "conditioning", "group_norm_silu")
+        ),
+        *("_operator.mul", "_operator.floordiv", "_operator.add"),
+    ]
+)
+"""Operators of exported networks; pure functions of tensors and sizes."""
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,71 @@
 """An ensemble of one request: which samples of which slices, and the statistics they leave."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tadiff_rt.batches import BatchRunner, Float32Array, Row
 from tadiff_rt.ensemble import SliceStatistics
 from tadiff_rt.journal import Journal
 from tadiff_rt.volume import MIN_AUTO_SAMPLES, enough_samples
 
-TARGET_SLOT = 3
-"""Slot of the forecast among the four sessions; sources fill 0 ... 2."""
+Float32Array = NDArray[np.float32]
 
 AUTO_ROUND = 2
 """Samples added at a time until there are enough."""
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """Samples to draw of one slice."""
+
+    at: int
+    """Index into `Runner.sources`."""
+    samples: int
+    """How many there shall be, more than in `so_far`."""
+    so_far: SliceStatistics | None = None
+    """Of the first samples; may be modified."""
+
+    @property
+    def first(self) -> int:
+        """The first sample to draw."""
+        return self.so_far.count if self.so_far else 0
+
+
+class Runner(Protocol):
+    """Draws the samples of one request."""
+
+    sources: Float32Array
+    """(d, 9, size, size) clean source images."""
+    notes: list[str]
+    """What happened that the user should know."""
+
+    @property
+    def conditioning(self) -> Float32Array:
+        """(num_steps, p) shifts of the request."""
+
+    @property
+    def batch(self) -> int:
+        """Rows computed at a time."""
+
+    @property
+    def runtime(self) -> str:
+        """What the bits of a row depend on beside the bundle and the request."""
+
+    def statistics(
+        self, work: Sequence[Work], inside: NDArray[np.bool_]
+    ) -> Iterator[tuple[int, SliceStatistics]]:
+        """The statistics of every slice of `work`, as slices finish.
+
+        Args:
+            work: each slice once.
+            inside: (size, size) voxels that exist; the rest holds no tumour.
+        """
+
+    def report(self) -> dict[str, Any]:
+        """Entries of the report of a forecast that only this way of running has."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +76,11 @@ class SampleSize:
     """Exactly so many; with `volume_ci` at most."""
     volume_ci: float | None = None
     """Relative half-width of the interval of the mean volume to reach; see `enough_samples`."""
+
+    @property
+    def at_a_time(self) -> int:
+        """Samples that most rounds add."""
+        return self.samples if self.volume_ci is None else min(AUTO_ROUND, self.samples)
 
     def next_round(self, tumour_voxels: Sequence[int]) -> int:
         """How many samples to add to those whose tumour voxels are given; 0 when done."""
@@ -77,7 +132,7 @@ class EnsembleResult:
 
 
 def run_ensemble(
-    runner: BatchRunner,
+    runner: Runner,
     inside: NDArray[np.bool_],
     slices: Sequence[int],
     size: SampleSize,
@@ -87,7 +142,7 @@ def run_ensemble(
 
     Samples of a slice are adjacent and in order, hence statistics stream. Memory: one row of the
     result a slice, 12 float64 images of one channel for the statistics of each open slice, 18
-    more while a sample is added, some hundred bytes a row, and what `BatchRunner` says. With a
+    more while a sample is added, some hundred bytes a row, and what the runner says. With a
     fixed number of samples one slice is open at a time; with `volume_ci` every slice is, since
     whether to go on depends on all of them.
 
@@ -98,7 +153,7 @@ def run_ensemble(
         journal: where finished slices are kept and taken from.
 
     Raises:
-        NumericsError, ResourceError: see `BatchRunner.run`.
+        NumericsError, ResourceError: see the runner.
     """
     ensemble = _Ensemble(runner, inside, journal)
     wanted = tuple(int(at) for at in slices)
@@ -122,7 +177,7 @@ def _totals(areas: Sequence[Sequence[int]]) -> list[int]:
 
 @dataclass(eq=False)
 class _Ensemble:
-    runner: BatchRunner
+    runner: Runner
     inside: NDArray[np.bool_]
     journal: Journal | None
 
@@ -146,25 +201,16 @@ class _Ensemble:
         finished: Callable[[int, SliceStatistics], None],
     ) -> None:
         """Brings every slice to `samples` samples, from what `so_far` or the journal has of it."""
-        begun: dict[int, SliceStatistics] = {}
-        rows: list[Row] = []
+        work = []
         for at in slices:
             statistics = so_far.get(at) or (self.journal.load(at) if self.journal else None)
             if statistics is None or statistics.count > samples:
-                rows += [(at, k) for k in range(samples)]
+                work.append(Work(at, samples))
             elif statistics.count == samples:
                 finished(at, statistics)
             else:
-                begun[at] = statistics
-                rows += [(at, k) for k in range(statistics.count, samples)]
-        for (at, sample), image, logits in self.runner.run(rows):
-            statistics = begun.setdefault(at, self._new())
-            statistics.add(image, np.where(self.inside, logits[TARGET_SLOT], -np.inf))
-            if sample == samples - 1:
-                if self.journal:
-                    self.journal.save(at, statistics)
-                finished(at, begun.pop(at))
-
-    def _new(self) -> SliceStatistics:
-        _, _, height, width = self.runner.sources.shape
-        return SliceStatistics((3, height, width), (height, width))
+                work.append(Work(at, samples, statistics))
+        for at, statistics in self.runner.statistics(work, self.inside):
+            if self.journal:
+                self.journal.save(at, statistics)
+            finished(at, statistics)

@@ -65,10 +65,11 @@ def remember_graphs() -> None:
     import copy
     import hashlib
 
+    import tadiff_export.graphs as graphs_module
     import tadiff_export.onnx as onnx_export
     import tadiff_export.workshop as workshop
 
-    if workshop.denoiser_to_onnx is not onnx_export.denoiser_to_onnx:
+    if graphs_module.denoiser_to_onnx is not onnx_export.denoiser_to_onnx:
         return
     graphs: dict[object, object] = {}
 
@@ -86,8 +87,8 @@ def remember_graphs() -> None:
 
         return get
 
-    for name in ("conditioner_to_onnx", "denoiser_to_onnx"):
-        setattr(workshop, name, remembered(name))
+    workshop.conditioner_to_onnx = remembered("conditioner_to_onnx")
+    graphs_module.denoiser_to_onnx = remembered("denoiser_to_onnx")
 
 
 def export_small(checkpoint: Path, out: Path, **wanted: object) -> Path:
@@ -115,7 +116,7 @@ def bundle_of_one(checkpoint: Path, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_of_targets(checkpoint: Path, tmp_path_factory) -> Path:
-    """The exported checkpoint as ONNX in fp32 and fp16 and as a torch program, batch 4."""
+    """The exported checkpoint as ONNX and as torch programs, in fp32 and fp16, batch 4."""
     return export_small(
         checkpoint,
         tmp_path_factory.mktemp("bundle") / "targets.tadiff",

@@ -18,14 +18,15 @@ FOLDERS = {  # import name -> folder
 }
 MAY_IMPORT = {
     "tadiff_kernels": set(),
-    "tadiff_rt": set(),  # tadiff_kernels joins with the GPU backend
+    "tadiff_rt": {"tadiff_kernels"},  # where a device is used: see USE_A_DEVICE
     "tadiff_train": {"tadiff_rt"},
     "tadiff_export": {"tadiff_rt", "tadiff_train", "tadiff_kernels"},
     "benchmarks": {"tadiff_rt", "tadiff_train", "tadiff_export", "tadiff_kernels"},
 }
 HEAVY = "torch triton onnx onnxruntime tensorrt matplotlib nilearn pandas skimage safetensors"
 RUNTIME_MAY_USE = {"numpy", "nibabel", "pydantic", "typer", "rich", "onnxruntime", "matplotlib"}
-BACKENDS_MAY_USE = RUNTIME_MAY_USE | {"torch"}
+USE_A_DEVICE = {"backends", "device"}
+"""Folders of tadiff_rt that may import torch and tadiff_kernels."""
 
 
 def imported_packages(path: Path) -> set[str]:
@@ -49,7 +50,8 @@ def test_runtime_uses_its_dependencies_only():
     """scipy is not one, though nibabel imports it where it happens to be installed."""
     for path in (ROOT / "tadiff_rt").rglob("*.py"):
         foreign = imported_packages(path) - set(sys.stdlib_module_names) - {"tadiff_rt"}
-        allowed = BACKENDS_MAY_USE if path.parent.name == "backends" else RUNTIME_MAY_USE
+        on_device = path.parent.name in USE_A_DEVICE
+        allowed = RUNTIME_MAY_USE | ({"torch", "tadiff_kernels"} if on_device else set())
         assert foreign <= allowed, f"{path.name} imports {foreign - allowed}"
 
 
@@ -63,10 +65,11 @@ def loaded_after(code: str) -> set[str]:
 
 
 def test_runtime_imports_nothing_heavy():
-    """Every module of the runtime but the backends, which are imported when they are chosen."""
+    """Every module of the runtime but those imported when a backend or a device is chosen."""
     code = "import tadiff_rt, pkgutil, importlib; " + (
         "[importlib.import_module(m.name) for m in pkgutil.walk_packages("
-        "tadiff_rt.__path__, 'tadiff_rt.') if '.backends.' not in m.name]"
+        "tadiff_rt.__path__, 'tadiff_rt.') if '.backends.' not in m.name"
+        " and '.device.' not in m.name]"
     )
     assert loaded_after(code) == set()
 

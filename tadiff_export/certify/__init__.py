@@ -8,7 +8,7 @@ steps        errors of single evaluations
 ensemble     errors end to end, beside what another seed changes
 artefact     all of it: the certificate
 graph        which values of two ONNX graphs are the same
-bisect       the first node of an ONNX graph, or block of an engine, that is wrong
+bisect       the first node of an ONNX graph that is wrong
 weights      which weights of a graph are not the checkpoint's
 conditions   wrong ways to condition the network
 images       wrong ways to feed it and to read it

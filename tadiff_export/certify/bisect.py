@@ -1,7 +1,7 @@
-"""Where an artefact goes wrong: the first node of an ONNX graph, or block of an engine."""
+"""Where an artefact goes wrong: the first node of an ONNX graph."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,29 +91,6 @@ def first_broken(
     if grown is None:
         return None
     return _broken(mine, truth, (grown, pairs[grown]), pairs, errors, limit)
-
-
-def bisect_blocks(evaluate: Callable[[int], float], count: int, limit: float) -> int | None:
-    """The block at which an engine goes wrong, by building it with ever fewer of its blocks.
-
-    Args:
-        evaluate: k -> relative error of the result of block k, 0 ... count - 1; NaN for a result
-            that is not finite. Called at most 1 + ceil(log2(count)) times.
-
-    Returns:
-        A block k with an error above `limit` where that of k - 1 is not, if there is a k - 1: the
-        only such one where errors do not heal. None if the last block is right.
-    """
-    low, high = -1, count - 1
-    if count < 1 or evaluate(high) <= limit:
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        if evaluate(middle) <= limit:
-            low = middle
-        else:
-            high = middle
-    return high
 
 
 def _chunks(

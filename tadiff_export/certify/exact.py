@@ -86,6 +86,9 @@ class NetworkBackend:
         """There is nothing to halve."""
         return False
 
+    def on_device(self) -> None:
+        """Nothing of it is on a GPU."""
+
 
 @dataclass(eq=False)
 class Count:

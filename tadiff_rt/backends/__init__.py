@@ -3,18 +3,26 @@
 import importlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tadiff_rt.bundle import Bundle
+from tadiff_rt.certificate import Precision
 from tadiff_rt.errors import EngineError, ResourceError, UsageError
 from tadiff_rt.manifest import Artefact, Format
 
+if TYPE_CHECKING:  # needs torch
+    from tadiff_rt.device.denoiser import DeviceDenoiser
+
 AUTO = "auto"
+MOST_EXACT: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+HALF_FIRST: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
+"""Of a GPU: tensor cores, and fp16 is nearer to fp32 than bf16."""
+
 CPU = "onnxruntime"
 """The backend that bundles are certified on."""
 
@@ -47,38 +55,37 @@ class Backend(Protocol):
     def halve(self) -> bool:
         """Goes on with half the bucket, to use less memory; False where that cannot be done."""
 
+    def on_device(self) -> "DeviceDenoiser | None":
+        """The same network on tensors of a GPU, for the loop that stays there; None on a CPU."""
+
 
 @dataclass(frozen=True)
 class Kind:
     """A backend before it is imported."""
 
     module: str
-    """Has `load(bundle, artefact, threads) -> Backend`, and `unavailable(name) -> str`: why it
-    cannot run on this machine, empty if it can."""
+    """Has `load(bundle, artefact, threads) -> Backend`; `unavailable(name) -> str`: why it cannot
+    run on this machine, empty if it can; and `precisions() -> tuple[Precision, ...]`: those that
+    this machine has fast arithmetic for, the best first."""
     format: Format
     """Of the artefacts that it runs."""
     packages: tuple[str, ...]
     """What it imports."""
     extra: str
     """Of the installation: pip install 'tadiff[EXTRA]'."""
-    default_precision: str
-    """Taken where a bundle has several and none is asked for."""
     auto: bool = True
     """Whether `auto` considers it."""
 
 
 BACKENDS: dict[str, Kind] = {
-    "onnxruntime": Kind("tadiff_rt.backends.ort", "onnx", ("onnxruntime",), "cpu", "fp32"),
-    "onnxruntime-cuda": Kind(
-        "tadiff_rt.backends.ort_cuda", "onnx", ("onnxruntime",), "gpu", "fp16"
-    ),
+    "onnxruntime": Kind("tadiff_rt.backends.ort", "onnx", ("onnxruntime",), "cpu"),
+    "onnxruntime-cuda": Kind("tadiff_rt.backends.ort_cuda", "onnx", ("onnxruntime",), "gpu"),
     "onnxruntime-tensorrt": Kind(
         # By name only: it builds engines on first use, may round to TF32, and has never been run.
         "tadiff_rt.backends.ort_tensorrt",
         "onnx",
         ("onnxruntime",),
         "gpu",
-        "fp16",
         auto=False,
     ),
     "tensorrt": Kind(
@@ -86,16 +93,14 @@ BACKENDS: dict[str, Kind] = {
         "tensorrt",
         ("tensorrt", "torch", "onnxruntime"),
         "tensorrt",
-        "fp16",
     ),
     "tensorrt-rtx": Kind(
         "tadiff_rt.backends.trt",
         "tensorrt-rtx",
         ("tensorrt_rtx", "torch", "onnxruntime"),
         "rtx",
-        "fp16",
     ),
-    "torch": Kind("tadiff_rt.backends.program", "torch", ("torch", "onnxruntime"), "gpu", "fp32"),
+    "torch": Kind("tadiff_rt.backends.program", "torch", ("torch", "onnxruntime"), "gpu"),
 }
 
 
@@ -119,9 +124,10 @@ def find_artefact(asked: str, bundle: Bundle) -> tuple[str, Artefact]:
             "TD3050", f"unknown backend {name!r}; choose from {AUTO}, {', '.join(BACKENDS)}"
         )
     kind = BACKENDS[name]
-    held: dict[str, Artefact] = {
+    held: dict[Precision, Artefact] = {
         a.precision: a for a in bundle.manifest.denoisers if a.format == kind.format
     }
+    asked_for = next((p for p in held if p == precision), None)
     if not held:
         raise EngineError(
             "TD5012",
@@ -129,12 +135,24 @@ def find_artefact(asked: str, bundle: Bundle) -> tuple[str, Artefact]:
             where=str(bundle.path),
             fix=f"tadiff-export CKPT --target {kind.format}, or --backend {AUTO}",
         )
-    if precision and precision not in held:
+    if precision and asked_for is None:
         have = ", ".join(held)
         what = f"the bundle has no {kind.format} artefact in {precision!r}; it has {have}"
         raise UsageError("TD3061", what, where="--backend", fix=f"--backend {name}")
-    usual = kind.default_precision if kind.default_precision in held else next(iter(held))
-    return name, held[precision or usual]
+    return name, held[asked_for] if asked_for else usual(name, held)
+
+
+def usual(name: str, held: Mapping[Precision, Artefact]) -> Artefact:
+    """Of the artefacts of a backend, that of the precision which suits this machine.
+
+    The fastest that it has arithmetic for, or else the most exact. No other is worth the minute
+    that it takes to compile it: on tensor cores fp16 and bf16 cost the same, and fp32 more.
+    """
+    try:
+        fast: tuple[Precision, ...] = importlib.import_module(BACKENDS[name].module).precisions()
+    except ImportError:  # it cannot run here, and `open_backend` says so
+        fast = ()
+    return next(held[p] for p in (*fast, *MOST_EXACT) if p in held)
 
 
 def open_backend(

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from tadiff_rt.atomic import atomic_file
-from tadiff_rt.backends import BACKENDS, CPU, Backend, open_backend, unavailable
+from tadiff_rt.backends import BACKENDS, CPU, Backend, open_backend, unavailable, usual
 from tadiff_rt.bundle import Bundle
 from tadiff_rt.cache import cache_folder
 from tadiff_rt.errors import EngineError, OutputError, ResourceError, TadiffError
@@ -117,21 +117,16 @@ def _candidates(bundle: Bundle) -> tuple[list[_Candidate], list[str]]:
     """What may run here; and why the others may not."""
     candidates, reasons = [], []
     for name, kind in BACKENDS.items():
-        held = [a for a in bundle.manifest.denoisers if a.format == kind.format]
-        if name == CPU:
-            # A CPU has no kernels in fp16, onnxruntime converts back and forth; bf16 it cannot.
-            by_precision = {a.precision: a for a in held}
-            able = by_precision.get("fp32") or by_precision.get("fp16")
-            if held and not able:
-                reasons.append(f"{name}: bf16 has no kernels on a CPU")
-            held = [able] if able else []
+        held = {a.precision: a for a in bundle.manifest.denoisers if a.format == kind.format}
         if not held or not kind.auto:
             continue
         reason = unavailable(name)
+        if not reason and name == CPU and held.keys() == {"bf16"}:
+            reason = "bf16 has no kernels on a CPU"
         if reason:
             reasons.append(f"{name}: {reason}")
         else:
-            candidates += [_Candidate(name, artefact) for artefact in held]
+            candidates.append(_Candidate(name, usual(name, held)))
     return candidates, reasons
 
 

@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU: the fastest CPU runtime measured for this network."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
@@ -9,9 +9,13 @@ from numpy.typing import NDArray
 
 from tadiff_rt.backends import no_memory
 from tadiff_rt.bundle import Bundle
+from tadiff_rt.certificate import Precision
 from tadiff_rt.errors import EngineError
 from tadiff_rt.manifest import Artefact, contract
 from tadiff_rt.onnx_scan import Value, require_contract, scan
+
+if TYPE_CHECKING:
+    from tadiff_rt.device.denoiser import DeviceDenoiser
 
 PROVIDER = "CPUExecutionProvider"
 BATCH = "batch"
@@ -22,6 +26,11 @@ OUT_OF_MEMORY = (MemoryError, _STATE.Fail, _STATE.RuntimeException)
 """Fail comes from the arena, RuntimeException from std::bad_alloc."""
 
 OUTPUTS = ["eps", "mask_logits"]
+
+
+def precisions() -> tuple[Precision, ...]:
+    """onnxruntime has no kernels of a CPU for fp16: it converts back and forth."""
+    return ("fp32",)
 
 
 def unavailable(name: str) -> str:
@@ -108,6 +117,10 @@ class OrtBackend:
             error = no_memory("onnxruntime", self.batch, e)
         # Out here: an error with `e` behind it would keep the session, which `halve` must free.
         raise error
+
+    def on_device(self) -> "DeviceDenoiser | None":
+        """See `Backend.on_device`."""
+        return None
 
     def _run(self, feed: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         outputs: list[NDArray[np.float32]] = self._denoiser.run(OUTPUTS, feed)

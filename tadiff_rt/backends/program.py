@@ -1,25 +1,21 @@
-"""An exported PyTorch program: compiled and captured as a CUDA graph on a GPU, eager on a CPU."""
+"""An exported PyTorch program: compiled for one bucket at a time on a GPU, eager on a CPU."""
 
-import io
 import platform
-import threading
 from collections.abc import Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tadiff_rt.backends import no_memory
-from tadiff_rt.backends.ort import load_conditioner
+from tadiff_rt.backends import HALF_FIRST
+from tadiff_rt.backends.program_denoiser import ProgramDenoiser, with_memory
+from tadiff_rt.backends.tensors import through_host
 from tadiff_rt.bundle import Bundle
-from tadiff_rt.errors import EngineError
+from tadiff_rt.certificate import Precision
 from tadiff_rt.manifest import Artefact
-from tadiff_rt.pt2_scan import scan_program
 
-OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
-WARM_UP = 3
-"""Calls before a graph is captured: the first compiles, the next choose algorithms."""
+Float32Array = NDArray[np.float32]
 
 
 def unavailable(name: str) -> str:
@@ -27,137 +23,72 @@ def unavailable(name: str) -> str:
     return ""
 
 
+def precisions() -> tuple[Precision, ...]:
+    """See `Kind.module`. Few processors compute in half precision, and others crawl."""
+    return HALF_FIRST if torch.cuda.is_available() else ("fp32",)
+
+
 class ProgramBackend:
-    """The denoiser of a bundle as a PyTorch module on `device`."""
+    """The denoiser of a bundle as a PyTorch module on `device`, "cuda:0" or "cpu"."""
 
     name = "torch"
 
     def __init__(self, bundle: Bundle, artefact: Artefact, threads: int, device: str) -> None:
-        program = scan_program(bundle.read(artefact), artefact.file)
         self.batch = artefact.batch or 1
-        self._size = bundle.manifest.card.data.size
-        self._device = torch.device(device)
-        self._conditioner = load_conditioner(bundle)
-        where = torch.cuda.get_device_name() if device == "cuda" else f"cpu {platform.machine()}"
-        self.runtime = f"torch {torch.__version__}, {where}, {artefact.precision}"
+        self._dynamic = artefact.dynamic_batch
         # Other threads and, on a GPU, other buckets give other bits.
-        self.runtime += f", {threads} threads" if device == "cpu" else f", batch {self.batch}"
+        where, how = f"cpu {platform.machine()}", f"{threads} threads"
+        if device != "cpu":
+            where, how = torch.cuda.get_device_name(device), f"batch {self.batch}"
+        self.runtime = f"torch {torch.__version__}, {where}, {artefact.precision}, {how}"
         self.description = self.runtime
-        try:
-            loaded: Any = torch.export.load(io.BytesIO(program.data))
-            module = loaded.module()
-        except Exception as e:  # torch's readers share no base class
-            raise EngineError(
-                "TD5013",
-                f"torch {torch.__version__} cannot load {artefact.file}: {str(e)[:300]}",
-                where=str(bundle.path),
-                fix="use the torch that exported it or a newer one, or export it again",
-            ) from None
-        self._module = module.to(self._device)
-        # A captured graph has one set of buffers, and the number of threads is the process's own:
-        # calls from several threads take turns.
-        self._turn = threading.Lock()
         self._threads = threads
-        if device == "cuda":
-            # No certificate covers TF32.
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        self._run = self._ready()
+        self._arrays = ProgramDenoiser(bundle, artefact, torch.device(device), self.runtime)
+        self._tensors = self._arrays.twin()  # of which whoever prepares it is the only user
+        # One thread, whoever calls: one bucket is ready at a time, cuDNN chooses algorithms for
+        # each thread anew, and the number of threads is the process's own.
+        self._caller = ThreadPoolExecutor(1)
 
-    def _ready(self) -> Any:
-        """The function that runs a bucket.
-
-        Raises:
-            EngineError: TD5013, the program cannot be compiled here.
-            ResourceError: TD7001.
-        """
-        if self._device.type == "cpu":
-            return self._eager
-        try:
-            return self._captured()
-        except OUT_OF_MEMORY as e:
-            error = no_memory("torch", self.batch, e)
-        except RuntimeError as e:  # of the compiler, of CUDA
-            raise EngineError(
-                "TD5013",
-                f"torch {torch.__version__} cannot compile the program: {str(e)[:300]}",
-                fix="choose another --backend",
-            ) from None
-        raise error
-
-    def _eager(
-        self, feed: Sequence[NDArray[np.float32]]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        with self._turn, torch.inference_mode():
-            before = torch.get_num_threads()
-            torch.set_num_threads(self._threads)
-            try:
-                eps, logits = self._module(*(torch.from_numpy(a).to(self._device) for a in feed))
-                return eps.cpu().numpy(), logits.cpu().numpy()
-            finally:
-                torch.set_num_threads(before)
-
-    def _captured(self) -> Any:
-        """A function that replays the compiled program on static buffers of this bucket."""
-        compiled = torch.compile(self._module, dynamic=False)
-        b, size = self.batch, self._size
-        shapes = [(b, 9, size, size), (b, 3, size, size), (1, self._conditioner.width)]
-        held = [torch.zeros(shape, device=self._device) for shape in shapes]
-        with torch.inference_mode():
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UP):
-                    compiled(*held)  # type: ignore[no-untyped-call]
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                eps, logits = compiled(*held)  # type: ignore[no-untyped-call]
-
-        def replay(
-            feed: Sequence[NDArray[np.float32]],
-        ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-            with self._turn, torch.inference_mode():
-                for buffer, array in zip(held, feed, strict=True):
-                    buffer.copy_(torch.from_numpy(array))
-                graph.replay()
-                return eps.cpu().numpy(), logits.cpu().numpy()
-
-        return replay
+    def on_device(self) -> ProgramDenoiser | None:
+        """See `Backend.on_device`; None on a CPU, where arrays are as good as tensors."""
+        return self._tensors if self._tensors.capturable else None
 
     def halve(self) -> bool:
         """See `Backend.halve`."""
-        if self.batch == 1:
+        if self.batch == 1 or not self._dynamic:
             return False
         self.batch //= 2
-        if self._device.type == "cuda":
-            self._run = self._eager  # frees the graph's memory before the next is captured
-            torch.cuda.empty_cache()
-            self._run = self._ready()
         return True
 
     def condition(
         self, t: NDArray[np.float64], days: Sequence[float], treatments: Sequence[float]
-    ) -> NDArray[np.float32]:
-        """See `Backend.condition`."""
-        return self._conditioner.condition(t, days, treatments)
+    ) -> Float32Array:
+        """See `Backend.condition`; by onnxruntime, as on every backend."""
+        return self._arrays.on_cpu.condition(t, days, treatments)
 
     def denoise(
-        self, sources: NDArray[np.float32], x: NDArray[np.float32], shifts: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        self, sources: Float32Array, x: Float32Array, shifts: Float32Array
+    ) -> tuple[Float32Array, Float32Array]:
         """See `Backend.denoise`."""
+        return self._caller.submit(self._denoise, (sources, x, shifts)).result()
+
+    def _denoise(self, arrays: Sequence[Float32Array]) -> tuple[Float32Array, Float32Array]:
+        before = torch.get_num_threads()
+        if not self._arrays.capturable:  # on a GPU another number would be compiled for
+            torch.set_num_threads(self._threads)
         try:
-            eps, logits = self._run([sources, x, shifts])
-            return eps, logits
-        except OUT_OF_MEMORY as e:
-            error = no_memory("torch", self.batch, e)
-        except RuntimeError as e:
-            if "not enough memory" not in str(e):  # how the CPU allocator says it
-                raise
-            error = no_memory("torch", self.batch, e)
-        raise error
+            self._arrays.prepare(self.batch)
+            return with_memory(self.batch, lambda: through_host(torch, self._arrays, arrays))
+        finally:
+            torch.set_num_threads(before)
+
+
+def device_denoiser(backend: ProgramBackend) -> ProgramDenoiser:
+    """What `on_device` gives on a GPU, and on a CPU too: eager, for tests of the device loop."""
+    return backend._tensors
 
 
 def load(bundle: Bundle, artefact: Artefact, threads: int) -> ProgramBackend:
     """A backend on the GPU where there is one, else on `threads` CPU threads."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
     return ProgramBackend(bundle, artefact, threads, device)

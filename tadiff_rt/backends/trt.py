@@ -1,6 +1,7 @@
 """TensorRT and TensorRT for RTX on an NVIDIA GPU: the denoiser as an engine, one profile a bucket.
 
-The conditioner runs once a request, in onnxruntime on the CPU. No engine computes an embedding.
+It reads and writes PyTorch's tensors where they lie, on PyTorch's current stream. The conditioner
+runs once a request, in onnxruntime on the CPU. No engine computes an embedding.
 """
 
 import importlib
@@ -13,13 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tadiff_rt.backends import ort
+from tadiff_rt.backends import HALF_FIRST, ort
+from tadiff_rt.backends.tensors import through_host
+from tadiff_rt.backends.trt_denoiser import LESS_MEMORY, TrtDenoiser
 from tadiff_rt.bundle import Bundle
+from tadiff_rt.certificate import Precision
 from tadiff_rt.engines import (
     EXTRAS,
     MODULES,
     OTHER_BACKEND,
-    OUT_OF_MEMORY,
     TITLES,
     Build,
     check_build,
@@ -29,10 +32,7 @@ from tadiff_rt.engines import (
 from tadiff_rt.errors import EngineError, ResourceError
 from tadiff_rt.manifest import Artefact
 
-LESS_MEMORY = "free memory on the GPU, or export with a smaller --batch"
 Float32Array = NDArray[np.float32]
-INPUTS = ("sources", "x_t", "shifts")
-OUTPUTS = ("eps", "mask_logits")
 
 
 def unavailable(name: str) -> str:
@@ -43,6 +43,11 @@ def unavailable(name: str) -> str:
     except EngineError as e:
         return e.message
     return ""
+
+
+def precisions() -> tuple[Precision, ...]:
+    """See `Kind.module`."""
+    return HALF_FIRST
 
 
 def load(bundle: Bundle, artefact: Artefact, threads: int) -> "TrtBackend":
@@ -81,88 +86,50 @@ def load(bundle: Bundle, artefact: Artefact, threads: int) -> "TrtBackend":
 
 
 class TrtBackend:
-    """A bundle's denoiser engine on the GPU, in one execution context for the bucket in use."""
+    """A bundle's denoiser engine on the GPU."""
 
     def __init__(self, bundle: Bundle, artefact: Artefact, build: Build, data: bytes) -> None:
-        self._trt = import_runtime(build.runtime)
         self._torch = _import_torch(build.runtime)
-        self._build = build
         self._conditioner = ort.load_conditioner(bundle)
+        self._buckets = build.buckets
         self._lock = threading.Lock()
-        self._log = runtime_log(self._trt)
-        self._log.problems.clear()
-        self._runtime = self._trt.Runtime(self._log)
-        self._engine = self._runtime.deserialize_cuda_engine(data)
-        if self._engine is None:
-            self._must(False, f"load {artefact.file}")
-        manifest = bundle.manifest
-        self._shapes = _shapes(manifest.card.data.size, manifest.conditioning_width)
-        self._check_interface(artefact, str(bundle.path))
         device = require_device(build.runtime)
         self.name = build.runtime
         self.runtime = (
             f"{TITLES[build.runtime]} {build.version}, {device.name}, {artefact.precision}"
         )
         self.description = f"{self.runtime}, driver {device.driver or device.cuda}"
-        self._stream = self._torch.cuda.Stream()
-        self._prepare(build.bucket_for(artefact.batch or build.buckets[-1]))
+        trt = import_runtime(build.runtime)
+        self._arrays = TrtDenoiser(
+            self._torch,
+            build,
+            data,
+            trt=trt,
+            log=runtime_log(trt),
+            conditioner=self._conditioner,
+            description=self.description,
+        )
+        size, width = bundle.manifest.card.data.size, bundle.manifest.conditioning_width
+        self._arrays.require_interface(size, width, artefact.file, str(bundle.path))
+        self.batch = build.bucket_for(artefact.batch or build.buckets[-1])
+        self._arrays.prepare(self.batch)
+        # A captured graph holds addresses within a context, so arrays must not replace it.
+        self._tensors = self._arrays.twin()
 
-    def _check_interface(self, artefact: Artefact, where: str) -> None:
-        engine, found = self._engine, {}
-        for i in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(i)
-            shape = list(engine.get_tensor_shape(name))
-            found[name] = (shape[1:], engine.get_tensor_dtype(name) == self._trt.float32)
-        if found != {name: (shape[1:], True) for name, shape in self._shapes.items()}:
-            raise EngineError(
-                "TD4108",
-                f"the inputs and outputs of {artefact.file} are {found}, the manifest implies "
-                f"{self._shapes} of float32",
-                where=where,
-                fix="export the checkpoint again",
-            )
-
-    def _prepare(self, bucket: int) -> None:
-        """A context and buffers for calls of exactly `bucket` rows."""
-        torch, self.batch = self._torch, bucket
-        self._log.problems.clear()
-        context = self._engine.create_execution_context()
-        self._must(context is not None, f"prepare for {bucket} rows")
-        stream, profile = self._stream.cuda_stream, self._build.buckets.index(bucket)
-        ok = context.set_optimization_profile_async(profile, stream)
-        self._must(ok, f"choose the profile for {bucket} rows")
-        shapes = {n: [bucket if d < 0 else d for d in s] for n, s in self._shapes.items()}
-        for name in INPUTS:
-            self._must(context.set_input_shape(name, shapes[name]), f"set the shape of {name}")
-        missing = context.infer_shapes()
-        self._must(not missing, f"infer its shapes, for lack of {missing}")
-        try:
-            self._buffers = {
-                name: torch.empty(shape, dtype=torch.float32, device="cuda")
-                for name, shape in shapes.items()
-            }
-            what = ""
-        except torch.cuda.OutOfMemoryError as e:
-            what = f"the GPU has no memory for buffers of {bucket} rows: {str(e)[:200]}"
-        if what:  # out here, as in `denoise`
-            raise ResourceError("TD7001", what, fix=LESS_MEMORY)
-        for name, buffer in self._buffers.items():
-            same = list(context.get_tensor_shape(name)) == shapes[name]
-            self._must(same, f"give {name} the shape {shapes[name]}")
-            ok = context.set_tensor_address(name, buffer.data_ptr())
-            self._must(ok, f"take the buffer of {name}")
-        self._context = context
+    def on_device(self) -> TrtDenoiser:
+        """See `Backend.on_device`; frees what arrays held, until the next of them come."""
+        with self._lock:
+            self._arrays.release()
+        return self._tensors
 
     def halve(self) -> bool:
         """Goes on with the next smaller bucket of the engine; False on the smallest."""
         with self._lock:
-            smaller = [b for b in self._build.buckets if b < self.batch]
+            smaller = [b for b in self._buckets if b < self.batch]
             if not smaller:
                 return False
-            # Before the next are made: memory is what there is none of.
-            self._context, self._buffers = None, {}
-            self._torch.cuda.empty_cache()
-            self._prepare(smaller[-1])
+            self.batch = smaller[-1]
+            self._arrays.prepare(self.batch)
             return True
 
     def condition(
@@ -179,8 +146,8 @@ class TrtBackend:
         torch = self._torch
         with self._lock:
             try:
-                with torch.cuda.stream(self._stream):
-                    return self._run(sources, x, shifts)
+                self._arrays.prepare(self.batch)
+                return through_host(torch, self._arrays, (sources, x, shifts))
             except torch.cuda.OutOfMemoryError as e:
                 memory, what = True, str(e)[:200]
             except RuntimeError as e:  # of the driver, found when the results are fetched
@@ -190,30 +157,6 @@ class TrtBackend:
         if memory:
             raise ResourceError("TD7001", what, fix=LESS_MEMORY)
         raise EngineError("TD5022", what, fix=f"run it again, or {OTHER_BACKEND}")
-
-    def _run(self, *inputs: Float32Array) -> tuple[Float32Array, Float32Array]:
-        for name, array in zip(INPUTS, inputs, strict=True):
-            buffer = self._buffers[name]
-            if array.shape != tuple(buffer.shape):  # a copy would repeat rows to fit
-                raise ValueError(
-                    f"{name} must have shape {tuple(buffer.shape)}, got {array.shape}"
-                )
-            buffer.copy_(self._torch.from_numpy(np.ascontiguousarray(array)))
-        self._log.problems.clear()
-        ok = self._context.execute_async_v3(self._stream.cuda_stream)
-        self._must(ok, f"run a batch of {self.batch}")
-        eps, logits = (self._buffers[name].cpu().numpy() for name in OUTPUTS)
-        return eps, logits
-
-    def _must(self, ok: bool, what: str) -> None:
-        """Every call of TensorRT that fails says so by what it returns, and only there."""
-        if ok:
-            return
-        said = self._log.tail()
-        message = f"{TITLES[self._build.runtime]} could not {what}: {said}"
-        if OUT_OF_MEMORY.search(said):
-            raise ResourceError("TD7001", message, fix=LESS_MEMORY)
-        raise EngineError("TD5022", message, fix=OTHER_BACKEND)
 
 
 def import_runtime(runtime: str) -> Any:
@@ -244,17 +187,6 @@ def _import_torch(runtime: str) -> Any:
         what = f"torch {torch.__version__} sees no GPU"
     fix = f"pip install 'tadiff[gpu]' '{EXTRAS[runtime]}', or {OTHER_BACKEND}"
     raise EngineError("TD5008", f"{TITLES[runtime]} needs torch with CUDA; {what}", fix=fix)
-
-
-def _shapes(size: int, width: int) -> dict[str, list[int]]:
-    """Inputs and outputs of a denoiser; -1 for the number of rows."""
-    return {
-        "sources": [-1, 9, size, size],
-        "x_t": [-1, 3, size, size],
-        "shifts": [1, width],
-        "eps": [-1, 3, size, size],
-        "mask_logits": [-1, 4, size, size],
-    }
 
 
 @cache

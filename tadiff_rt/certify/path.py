@@ -37,6 +37,9 @@ class _Recorder:
     def __getattr__(self, name: str) -> object:
         return getattr(self.inner, name)
 
+    def on_device(self) -> None:
+        """Nothing: what stays on a GPU is not recorded."""
+
     def denoise(
         self, sources: NDArray[np.float32], x: NDArray[np.float32], shifts: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

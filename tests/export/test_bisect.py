@@ -5,11 +5,9 @@ import math
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from tadiff_export.certify.bisect import bisect_blocks, first_broken, intermediate
+from tadiff_export.certify.bisect import first_broken, intermediate
 from tadiff_export.certify.graph import Labels, parameter_name, parameters
 from tadiff_export.certify.weights import compare_weights
 
@@ -215,31 +213,6 @@ def test_memory_is_bounded(monkeypatch):
     assert broken(None) is None
     assert seen == [1] * 12
     assert broken(with_weight("half", np.float32(0.7))).node == "fifth"
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(1, 200), st.data())
-def test_bisection_of_an_engine(count, data):
-    first = data.draw(st.integers(0, count))
-    calls = []
-
-    def evaluate(k):
-        calls.append(k)
-        return 1e-6 if k < first else data.draw(st.sampled_from([0.5, math.nan, math.inf]))
-
-    found = bisect_blocks(evaluate, count, 1e-3)
-    assert found == (first if first < count else None)
-    assert len(calls) <= 1 + math.ceil(math.log2(count)) + (count == 1)
-    assert len(set(calls)) == len(calls)
-
-
-def test_bisection_where_errors_heal():
-    """Any answer is a block that is wrong after one that is right."""
-    errors = [0, 0, 1, 1, 0, 0, 1, 0, 1]
-    found = bisect_blocks(lambda k: errors[k], len(errors), 0.5)
-    assert errors[found] == 1
-    assert errors[found - 1] == 0
-    assert bisect_blocks(lambda k: 1, 0, 0.5) is None
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from tadiff_export.certify.probes import make_probes
 from tadiff_export.certify.reference import Settings
 from tadiff_export.checkpoint import Asked
 from tadiff_export.cli import spread
+from tadiff_export.judge import Judge
 from tadiff_export.onnx import conditioner_to_onnx, denoiser_to_onnx
 from tadiff_export.package import bundle_path, export, summary
 from tadiff_export.split import Conditioner, Denoiser, split
@@ -117,19 +118,23 @@ def test_batch_follows_the_image_size():
 def test_every_artefact_is_certified(bundle_of_targets):
     manifest = open_bundle(bundle_of_targets).manifest
     labels = [a.label for a in manifest.denoisers]
-    assert labels == ["onnx fp32", "onnx fp16", "torch fp32"]
+    assert labels == ["onnx fp32", "onnx fp16", "torch fp32", "torch fp16"]
     for artefact in manifest.denoisers:
         assert artefact.certificate.passed
         assert artefact.certificate.precision == artefact.precision
-    half = manifest.denoisers[1].certificate
-    assert "simulated" in half.evaluated
-    assert any("norm" in line for line in half.kept_fp32)
-    assert manifest.denoisers[0].certificate.worst < half.worst < 1
+    for exact, half in ((0, 1), (2, 3)):
+        certificate = manifest.denoisers[half].certificate
+        assert any("norm" in line for line in certificate.kept_fp32)
+        assert manifest.denoisers[exact].certificate.worst < certificate.worst < 1
+    assert "simulated" in manifest.denoisers[1].certificate.evaluated
+    assert manifest.conditioner_program.operators == {"conditioning": 1}
+    assert manifest.conditioner.format == "onnx"
 
 
 def test_half_precision_is_half_the_bytes(bundle_of_targets):
-    full, half, _ = open_bundle(bundle_of_targets).manifest.denoisers
-    assert half.bytes < 0.6 * full.bytes
+    graph, half_graph, program, half_program = open_bundle(bundle_of_targets).manifest.denoisers
+    assert half_graph.bytes < 0.6 * graph.bytes
+    assert half_program.bytes < 0.6 * program.bytes
 
 
 def test_an_existing_bundle_is_kept(checkpoint, bundle):
@@ -145,7 +150,7 @@ def failing(*args, **kwargs):
 
 
 def test_a_failed_export_leaves_nothing(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("tadiff_export.workshop.certify_artefact", failing)
+    monkeypatch.setattr("tadiff_export.judge.certify_artefact", failing)
     with pytest.raises(NumericsError, match="planted"):
         export(checkpoint, tmp_path / "new.tadiff", settings=LITTLE)
     assert list(tmp_path.iterdir()) == []
@@ -153,7 +158,7 @@ def test_a_failed_export_leaves_nothing(checkpoint, tmp_path, monkeypatch):
 
 def test_a_failed_export_keeps_the_earlier_bundle(checkpoint, bundle, tmp_path, monkeypatch):
     copy = shutil.copytree(bundle, tmp_path / "old.tadiff")
-    monkeypatch.setattr("tadiff_export.workshop.certify_artefact", failing)
+    monkeypatch.setattr("tadiff_export.judge.certify_artefact", failing)
     with pytest.raises(NumericsError, match="planted"):
         export(checkpoint, copy, settings=LITTLE, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["old.tadiff"]
@@ -162,7 +167,7 @@ def test_a_failed_export_keeps_the_earlier_bundle(checkpoint, bundle, tmp_path, 
 
 def test_a_network_that_is_exported_wrongly_is_not_written(checkpoint, tmp_path, monkeypatch):
     """The attention every library has, in place of the one the weights were trained with."""
-    import tadiff_export.workshop as workshop
+    import tadiff_export.graphs as graphs
     import tadiff_train.network as network
 
     exact, right = network.attend, denoiser_to_onnx
@@ -178,7 +183,7 @@ def test_a_network_that_is_exported_wrongly_is_not_written(checkpoint, tmp_path,
         finally:
             network.attend = exact
 
-    monkeypatch.setattr(workshop, "denoiser_to_onnx", wrong)
+    monkeypatch.setattr(graphs, "denoiser_to_onnx", wrong)
     with pytest.raises(NumericsError, match="softmax") as e:
         export(checkpoint, tmp_path / "new.tadiff", settings=LITTLE)
     assert e.value.code == "TD6010"
@@ -187,9 +192,9 @@ def test_a_network_that_is_exported_wrongly_is_not_written(checkpoint, tmp_path,
 
 def test_a_half_graph_that_fails_is_not_listed(checkpoint, tmp_path, monkeypatch):
     """The graph in fp32 is whole; the bundle says why there is no other."""
-    import tadiff_export.workshop as workshop
+    import tadiff_export.graphs as graphs
 
-    right = workshop.simulate
+    right = graphs.simulate
 
     def broken(model):
         rounded = right(model)
@@ -199,7 +204,7 @@ def test_a_half_graph_that_fails_is_not_listed(checkpoint, tmp_path, monkeypatch
                 weight.CopyFrom(onnx.numpy_helper.from_array(bias + 5, weight.name))
         return rounded
 
-    monkeypatch.setattr(workshop, "simulate", broken)
+    monkeypatch.setattr(graphs, "simulate", broken)
     said = []
     wanted = Wanted(precisions=("fp32", "fp16"))
     out = tmp_path / "new.tadiff"
@@ -290,7 +295,6 @@ def test_a_bundle_is_called_tadiff(tmp_path):
         ({"targets": ("tpu",)}, "TD3062"),
         ({"targets": ()}, "TD3062"),
         ({"precisions": ("int8",)}, "TD3062"),
-        ({"targets": ("torch",), "precisions": ("fp16",)}, "TD3063"),
     ],
 )
 def test_what_cannot_be_made_is_refused_first(tmp_path, wanted, code):
@@ -334,8 +338,8 @@ def test_an_engine_that_does_not_run_here_does_not_cost_the_rest(
             raise EngineError("TD5003", "built for sm_86, this is sm_90")
         return right(self, artefact, data, name)
 
-    right = workshop.Workshop._opened
-    monkeypatch.setattr(workshop.Workshop, "_opened", opened)
+    right = Judge.opened
+    monkeypatch.setattr(Judge, "opened", opened)
     monkeypatch.setattr(workshop, "unavailable", lambda name: "")
     said = []
     wanted = Wanted(targets=("onnx", "tensorrt-rtx"), batch=1)
@@ -373,9 +377,9 @@ def test_an_untrained_network_is_exported(checkpoint, tmp_path):
 
 
 def test_a_wrong_weight_is_named(checkpoint, tmp_path, monkeypatch):
-    import tadiff_export.workshop as workshop
+    import tadiff_export.graphs as graphs
 
-    right = workshop.lower_group_norms
+    right = graphs.lower_group_norms
 
     def wrong(model):
         lowered = right(model)
@@ -385,7 +389,7 @@ def test_a_wrong_weight_is_named(checkpoint, tmp_path, monkeypatch):
                 weight.CopyFrom(onnx.numpy_helper.from_array(values + 5, weight.name))
         return lowered
 
-    monkeypatch.setattr(workshop, "lower_group_norms", wrong)
+    monkeypatch.setattr(graphs, "lower_group_norms", wrong)
     with pytest.raises(NumericsError, match=r"Weight out\.2\.bias"):
         export(checkpoint, tmp_path / "new.tadiff", settings=LITTLE)
 

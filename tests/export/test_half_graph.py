@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 
-import tadiff_export.workshop as workshop
+import tadiff_export.graphs as graphs
 from tadiff_export.certify.reference import Settings
 from tadiff_export.half_graph import more_in_fp32, too_large
 from tadiff_export.onnx import denoiser_to_onnx
@@ -92,8 +92,8 @@ def test_a_network_that_fp16_cannot_hold_is_exported_with_an_island(scaled, tmp_
 
 def test_without_the_island_it_does_not_pass(scaled, tmp_path, monkeypatch):
     """What the test above would not notice if half precision held these values anyway."""
-    monkeypatch.setattr(workshop, "too_large", lambda *args: frozenset())
-    monkeypatch.setattr(workshop, "more_in_fp32", lambda kept, *args: kept)
+    monkeypatch.setattr(graphs, "too_large", lambda *args: frozenset())
+    monkeypatch.setattr(graphs, "more_in_fp32", lambda kept, *args: kept)
     card = ModelCard(name="scaled", trained_on="nothing", data=DataContract(size=SIZE))
     save_checkpoint(tmp_path / "run", scaled, card, {"step": 0})
     wanted = Wanted(precisions=("fp32", "fp16"))

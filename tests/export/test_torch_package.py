@@ -7,7 +7,7 @@ import zipfile
 import pytest
 import torch
 
-from tadiff_export.split import split
+from tadiff_export.fuse import fuse
 from tadiff_export.torch_package import denoiser_to_program
 from tadiff_rt.errors import ModelFileError
 from tadiff_rt.pt2_scan import EXAMPLES, MODEL, scan_program
@@ -19,7 +19,7 @@ WEIGHTS = "data/weights/model_weights_config.json"
 
 @pytest.fixture(scope="module")
 def denoiser(checkpoint):
-    return split(load_checkpoint(checkpoint)[0])[1]
+    return fuse(load_checkpoint(checkpoint)[0], torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def test_a_program_holds_no_paths_and_no_pickles(program):
 
 def test_operators_are_counted(program):
     counts = scan_program(program, "p.pt2").operators
-    assert counts["conv2d"] == 25
-    assert counts["softmax"] == 4
+    assert counts["conv2d"] == 20
+    assert counts["attention"] == 4
 
 
 def changed(program, path, change):

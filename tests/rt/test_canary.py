@@ -84,7 +84,7 @@ def test_a_certificate_of_a_cpu_says_nothing_of_other_backends(bundle_of_targets
     for artefact in opened.manifest.denoisers:
         assert artefact.certificate
         open_backend("torch" if artefact.format == "torch" else "onnxruntime", artefact, opened, 1)
-    assert [args[1].label for args in asked] == ["onnx fp16", "torch fp32"]
+    assert [args[1].label for args in asked] == ["onnx fp16", "torch fp32", "torch fp16"]
 
 
 @pytest.mark.parametrize("allowed", [0.0, 0.5, float("inf"), float("nan")])

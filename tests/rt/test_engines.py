@@ -10,7 +10,8 @@ import shutil
 import sys
 import threading
 import time
-from contextlib import nullcontext
+import weakref
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -297,6 +298,7 @@ def formula(sources, x, shifts):
 class Context:
     def __init__(self, engine):
         self.engine, self.bucket, self.set, self.at = engine, None, {}, {}
+        self.addressed = []
 
     def answers(self, call):
         self.engine.calls.append(call)
@@ -320,6 +322,7 @@ class Context:
 
     def set_tensor_address(self, name, address):
         self.at[name] = address
+        self.addressed.append(name)
         return self.answers("address")
 
     def execute_async_v3(self, stream):
@@ -328,7 +331,8 @@ class Context:
             memory = (ctypes.c_float * int(np.prod(shape))).from_address(self.at[name])
             return np.ctypeslib.as_array(memory).reshape(shape)
 
-        if not self.answers("execute") or stream != 123:
+        self.engine.events.append(("run", stream))
+        if not self.answers("execute") or stream == 0:
             return False
         results = formula(array("sources"), array("x_t"), array("shifts"))
         time.sleep(0.002)  # another thread that could would now change the buffers
@@ -341,6 +345,7 @@ class Engine:
         self.log, self.buckets, self.calls = log, buckets, []
         self.fails, self.says = "", "Error Code 1: Cuda Runtime"
         self.shapes, self.dtypes = dict(SHAPES), {}
+        self.contexts, self.events = [], []
 
     @property
     def num_io_tensors(self):
@@ -359,7 +364,11 @@ class Engine:
         self.calls.append("context")
         if self.fails == "context":
             self.log.log(1, self.says)
-        return None if self.fails == "context" else Context(self)
+        if self.fails == "context":
+            return None
+        context = Context(self)
+        self.contexts.append(weakref.ref(context))
+        return context
 
 
 @pytest.fixture
@@ -387,6 +396,7 @@ def tensorrt(monkeypatch):
     module.trials = []
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     module.torch = on_cpu()
+    module.engine.events = module.torch.events
     module.import_torch = trt._import_torch
     monkeypatch.setattr(trt, "_import_torch", lambda runtime: module.torch)
     monkeypatch.setattr(trt, "require_device", lambda runtime: GPU)
@@ -401,23 +411,57 @@ class OnGpu(torch.Tensor):
         return self.clone().as_subclass(torch.Tensor)
 
 
+class Stream:
+    """A stream of the GPU; what waits for what is written down in `events`."""
+
+    def __init__(self, events, handle):
+        self.events, self.cuda_stream = events, handle
+
+    def wait_stream(self, other):
+        self.events.append(("wait", self.cuda_stream, other.cuda_stream))
+
+    def synchronize(self):
+        self.events.append(("synchronize", self.cuda_stream))
+
+
 def on_cpu():
-    """torch with the CPU in place of the GPU."""
+    """torch with the CPU in place of the GPU; `current` is the caller's stream, `events` a log."""
 
     def empty(shape, *, dtype, device):
-        assert device == "cuda"
-        return torch.full(shape, float("nan"), dtype=dtype).as_subclass(OnGpu)
+        return torch.full(shape, float("nan"), dtype=dtype, device=device).as_subclass(OnGpu)
 
+    @contextmanager
+    def stream(new):
+        before, fake.current = fake.current, new
+        yield
+        fake.current = before
+
+    def device(kind, index):
+        assert (kind, index) == ("cuda", 0)
+        return torch.device("cpu")
+
+    events = []
     cuda = SimpleNamespace(
         is_available=lambda: True,
-        Stream=lambda: SimpleNamespace(cuda_stream=123),
-        stream=nullcontext,
-        empty_cache=lambda: None,
+        Stream=lambda device: Stream(events, 123),
+        current_stream=lambda device: fake.current,
+        stream=stream,
+        synchronize=lambda: events.append(("synchronize",)),
+        empty_cache=lambda: events.append(("empty cache",)),
         OutOfMemoryError=torch.cuda.OutOfMemoryError,
     )
-    return SimpleNamespace(
-        cuda=cuda, empty=empty, from_numpy=torch.from_numpy, float32=torch.float32, __version__="0"
+    fake = SimpleNamespace(
+        cuda=cuda,
+        empty=empty,
+        device=device,
+        events=events,
+        current=Stream(events, 0),
+        zeros=torch.zeros,
+        from_numpy=torch.from_numpy,
+        float32=torch.float32,
+        __version__="0",
     )
+    return fake
 
 
 PLAN = b"engine" * 50
@@ -646,16 +690,15 @@ def test_one_log_serves_every_builder_and_runtime(tensorrt):
     assert log.tail()
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("runtime", engines.MODULES)
-def test_on_a_gpu_an_engine_computes_what_onnxruntime_does(runtime, bundle, tmp_path):
+def load_real(runtime: str, bundle: Path, folder: Path):
+    """An engine with profiles of 1 and 4 rows, built from the bundle's fp32 graph on this GPU."""
     from tadiff_export.tensorrt import RTX_COMPUTE_CAPABILITIES, build_engine
 
     pytest.importorskip(engines.MODULES[runtime])
     device = engines.find_device()
     if runtime == "tensorrt-rtx" and device.compute_capability not in RTX_COMPUTE_CAPABILITIES:
         pytest.skip(f"TensorRT for RTX does not build for {device.name}")
-    opened = open_bundle(shutil.copytree(bundle, tmp_path / "copy.tadiff"))
+    opened = open_bundle(shutil.copytree(bundle, folder / "copy.tadiff"))
     graph = next(a for a in opened.manifest.artefacts if a.file == "denoiser.fp32.onnx")
     built = build_engine(
         opened.read(graph),
@@ -673,7 +716,14 @@ def test_on_a_gpu_an_engine_computes_what_onnxruntime_does(runtime, bundle, tmp_
         build=built.build,
         batch=4,
     )
-    backend, reference = trt.load(opened, artefact, 1), load_backend("onnxruntime", opened)
+    return opened, trt.load(opened, artefact, 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("runtime", engines.MODULES)
+def test_on_a_gpu_an_engine_computes_what_onnxruntime_does(runtime, bundle, tmp_path):
+    opened, backend = load_real(runtime, bundle, tmp_path)
+    reference = load_backend("onnxruntime", opened)
     rng = np.random.default_rng(0)
     sources = rng.random((4, 9, 32, 32), np.float32)
     x = rng.standard_normal((4, 3, 32, 32)).astype(np.float32)
