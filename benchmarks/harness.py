@@ -14,7 +14,17 @@ from pathlib import Path
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("numpy", "onnxruntime", "openvino", "torch")
+PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "triton")
+GPU_FIELDS = {
+    "name": "name",
+    "driver": "driver_version",
+    "sm_mhz": "clocks.sm",
+    "max_sm_mhz": "clocks.max.sm",
+    "memory_mhz": "clocks.mem",
+    "power_w": "power.draw",
+    "celsius": "temperature.gpu",
+}
+"""Of a row -> of nvidia-smi; clocks as they are when the row is written, right after its runs."""
 
 
 def run_in_turns(
@@ -51,33 +61,45 @@ def hardware() -> dict[str, object]:
             line.split(":")[1] for line in info.read_text().splitlines() if "model name" in line
         ]
         cpu = names[0].strip() if names else cpu
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "gpu": None}
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "gpu": gpu()}
+
+
+def gpu() -> dict[str, str] | None:
+    """The first GPU as nvidia-smi describes it now; None where there is none."""
+    fields = ",".join(GPU_FIELDS.values())
+    asked = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return dict(zip(GPU_FIELDS, said.splitlines()[0].split(", "), strict=True))
 
 
 def versions() -> dict[str, str]:
-    """Versions of what was measured, and the commit."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    """Versions of what was measured, and the commit (COMMIT where there is no repository)."""
+    commit = os.environ.get("COMMIT", "")
+    with suppress(OSError):  # no git
+        asked = ["git", "describe", "--always", "--dirty"]
+        commit = commit or subprocess.run(asked, capture_output=True, text=True).stdout.strip()
     installed = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):  # not every row needs every contestant
             installed[name] = version(name)
-    return {"commit": commit.stdout.strip(), "python": platform.python_version(), **installed}
+    return {"commit": commit, "python": platform.python_version(), **installed}
 
 
 def row(case: str, contestant: str, seconds: list[float], **extra: object) -> dict[str, object]:
     """One line of results: median and 20th and 80th percentile, in milliseconds."""
     p20, p50, p80 = (1000 * float(v) for v in np.percentile(seconds, [20, 50, 80]))
-    timing = {"ms": round(p50, 3), "p20": round(p20, 3), "p80": round(p80, 3), "n": len(seconds)}
+    timing = {"ms": round(p50, 5), "p20": round(p20, 5), "p80": round(p80, 5), "n": len(seconds)}
     return {"case": case, "contestant": contestant, **timing, **extra}
 
 
-def append(file: str, rows: list[dict[str, object]]) -> None:
-    """Adds rows to results/FILE.jsonl with hardware and versions, and prints them."""
-    RESULTS.mkdir(exist_ok=True)
+def append(file: str, rows: list[dict[str, object]], folder: Path = RESULTS) -> None:
+    """Adds rows to FILE.jsonl in `folder` with hardware and versions, and prints them."""
+    folder.mkdir(parents=True, exist_ok=True)
     origin = {"hardware": hardware(), "versions": versions()}
-    with (RESULTS / f"{file}.jsonl").open("a") as out:
+    with (folder / f"{file}.jsonl").open("a") as out:
         for entry in rows:
             out.write(json.dumps({**entry, **origin}) + "\n")
             print(json.dumps(entry))  # noqa: T201
