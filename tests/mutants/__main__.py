@@ -16,16 +16,31 @@ from pathlib import Path
 
 from tests.mutants import (
     attention,
+    backends,
+    benchmarks,
     conditioning,
+    device,
     ensemble_step,
     group_norm_silu,
+    layouts,
     runtime,
     solver_step,
 )
 from tests.mutants.mutant import Mutant
 
 ROOT = Path(__file__).parents[2]
-KINDS = (runtime, attention, conditioning, ensemble_step, group_norm_silu, solver_step)
+KINDS = (
+    runtime,
+    layouts,
+    backends,
+    device,
+    attention,
+    conditioning,
+    ensemble_step,
+    group_norm_silu,
+    solver_step,
+    benchmarks,
+)
 MUTANTS = tuple(mutant for kind in KINDS for mutant in kind.MUTANTS)
 PARTS = ("tadiff_rt", "tadiff_train", "tadiff_export", "kernels", "benchmarks", "tests")
 
