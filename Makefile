@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PIP_NO_PYTHON_VERSION_WARNING = 1
+# A file of tests stays in one process: its fixtures are what takes long.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile
 
 .PHONY: demo test quick lint demo-data results clean
 
@@ -29,11 +32,11 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # What a developer runs between edits.
 quick: $(VENV)/ready
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 # Everything that is shipped with the demo, from nothing: about 90 minutes on two cores.
 demo-data: $(VENV)/ready

@@ -95,7 +95,7 @@ def columns_of(results: list[Forecast]) -> Row:
     """What a row says beside its times and floors."""
     device = results[0].report["device"]
     stages = [result.report["seconds"] for result in results]
-    peak = device["peak_bytes"]
+    peak = device["held_bytes"]
     return {
         **{name: device[name] for name in ("bucket", "mode", "planned_bytes")},
         "peak_mb": None if peak is None else round(peak / 1e6, 1),

@@ -8,7 +8,7 @@
 # safetensors; no network, no installation: the repository as it lies there is what runs.
 #
 #   WHEELS=DIR      installs DIR/*.whl into a temporary folder first (nibabel, pydantic)
-#   STAGES="..."    only these of: environment tests export roofline kernels network ensemble profile;
+#   STAGES="..."    only these of: environment tests alone export roofline kernels network ensemble profile;
 #                   each may then take all the time there is
 #   WORK=DIR        keeps bundles and compiled code for the next call; default: a temporary folder
 #   TOTAL=525       seconds after which no stage goes on
@@ -27,7 +27,7 @@ PYTHON=${PYTHON:-python3}
 TOTAL=${TOTAL:-525}
 UNLIMITED=${STAGES:+yes}
 [ "$QUICK" = 0 ] || UNLIMITED=yes # a dry run tests the stages, not the machine
-STAGES=${STAGES:-environment tests export roofline kernels network ensemble profile}
+STAGES=${STAGES:-environment tests alone export roofline kernels network ensemble profile}
 if [ -z "${WORK:-}" ]; then
     WORK=$(mktemp -d) || exit 2
     trap 'rm -rf "$WORK"' EXIT
@@ -75,8 +75,11 @@ tests() { # those marked gpu; warnings of other versions than the project's own 
     local parallel=() files
     "$PYTHON" -c 'import xdist' 2>/dev/null && parallel=(-n 4 --dist loadfile)
     mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests | sort)
-    "$PYTHON" -m pytest -m gpu -q --tb=short --durations=10 -p no:cacheprovider \
-        -o filterwarnings=default "${parallel[@]}" "${files[@]}"
+    "$PYTHON" -m pytest -m gpu -v --tb=short --durations=10 -p no:cacheprovider \
+        -o filterwarnings=default "${parallel[@]}" "${ALONE[@]/#/--deselect=}" "${files[@]}"
+}
+alone() { # those that measure time or the memory of the whole device
+    "$PYTHON" -m pytest -v --tb=short -p no:cacheprovider -o filterwarnings=default "${ALONE[@]}"
 }
 profile() { # without ncu the same calls, to nobody
     local ncu=()
@@ -85,15 +88,18 @@ profile() { # without ncu the same calls, to nobody
         --section Occupancy --section LaunchStats)
     "${ncu[@]}" "$PYTHON" -m benchmarks.gpu_profile "$OUT"
 }
-export -f environment tests profile
+ALONE=(tests/benchmarks/test_gpu_floor.py::test_time_is_that_of_the_device
+    tests/rt/test_device_graph.py::test_gpu_memory_is_planned_and_bounded)
+export -f environment profile
 export PYTHON OUT
 
 stage environment 30 environment.log bash -c environment
 # Compiling and certifying bundles takes processors, tests take the GPU, and neither is timed.
 stage export 120 export.log "$PYTHON" -m benchmarks.gpu_bundle "$BUNDLES" &
 exporting=$!
-stage tests 120 tests.log bash -c tests
+stage tests 120 tests.log bash -c "$(declare -p ALONE); $(declare -f tests); tests"
 wait "$exporting"
+stage alone 20 tests.log bash -c "$(declare -p ALONE); $(declare -f alone); alone"
 stage roofline 30 benchmarks.log "$PYTHON" -m benchmarks.gpu_roofline "$OUT"
 stage kernels 110 benchmarks.log "$PYTHON" -m benchmarks.gpu_kernels "$OUT"
 stage network 150 benchmarks.log "$PYTHON" -m benchmarks.gpu_network "$OUT"

@@ -20,6 +20,12 @@ QUERY_CHUNK = 192
 WIDEST = 128
 """Largest head width: the accumulator of a block of queries lies in registers."""
 
+MOST_ELEMENTS = 2**31 - 1
+"""Of a sample: offsets in it are int32."""
+
+MOST_PROGRAMS = 65_535
+"""The limit of the second and the third axis of a CUDA grid: samples, and heads."""
+
 
 def attention_reference(qkv: Tensor, num_heads: int) -> Tensor:
     """What `attention` computes, in plain PyTorch: the test oracle.
@@ -40,6 +46,9 @@ def attention_reference(qkv: Tensor, num_heads: int) -> Tensor:
 def attention_by_chunks(qkv: Tensor, num_heads: int) -> Tensor:
     """`attention` on a CPU: fp32 products, and weights of `QUERY_CHUNK` queries at a time.
 
+    For the second product exp(x - max x) = p / max p is rounded to the dtype of `qkv`, as on a
+    GPU: what is measured here is what runs there.
+
     softmax_one(x) = p / (1 + max p) with p = softmax(x), because max p = 1 / S: so the library's
     softmax is used, and the row factor divides the d-wide result, not the l-wide weights.
     """
@@ -50,7 +59,10 @@ def attention_by_chunks(qkv: Tensor, num_heads: int) -> Tensor:
     out = torch.empty(B, L, num_heads, d).transpose(1, 2)
     for at in range(0, L, QUERY_CHUNK):
         p = torch.softmax(q[:, :, at : at + QUERY_CHUNK] @ kt, dim=-1)
-        out[:, :, at : at + QUERY_CHUNK] = (p @ v) / (1 + p.amax(-1, keepdim=True))
+        top = p.amax(-1, keepdim=True)
+        if qkv.dtype != torch.float32:
+            p = (p / top).to(qkv.dtype).float() * top
+        out[:, :, at : at + QUERY_CHUNK] = (p @ v) / (1 + top)
     return out.transpose(1, 2).reshape(B, L, num_heads * d).to(qkv.dtype)
 
 
@@ -65,9 +77,8 @@ def attention(qkv: Tensor, num_heads: int) -> Tensor:
     Args:
         qkv: (b, l, 3c) contiguous; fp32, fp16 or bf16. Channels head by head, and inside a head
             its queries, keys and values, each d = c / num_heads <= 128 wide: the layout of the
-            published `qkv` projection. On a GPU b and num_heads are at most 65,535 (the limits
-            of a CUDA grid).
-        num_heads: at least 1.
+            published `qkv` projection. b is at most 65,535, and l 3c below 2^31.
+        num_heads: 1 to 65,535.
 
     Returns:
         (b, l, c) contiguous, dtype of `qkv`, channels head by head.
@@ -80,12 +91,14 @@ def attention(qkv: Tensor, num_heads: int) -> Tensor:
 
 
 @attention.register_kernel("cuda")
-def _(qkv: Tensor, num_heads: int) -> Tensor:
+def on_gpu(qkv: Tensor, num_heads: int) -> Tensor:
+    """`attention` by the kernel."""
     _check(qkv, num_heads)
     from tadiff_kernels.attention_triton import launch
 
     out = _empty_result(qkv)
-    launch(qkv, num_heads, out)
+    with torch.cuda.device(qkv.device):
+        launch(qkv, num_heads, out)
     return out
 
 
@@ -115,6 +128,15 @@ def _check(qkv: Tensor, num_heads: int) -> None:
         raise ValueError(
             f"a head may be {WIDEST} channels wide, got {channels // (3 * num_heads)} "
             f"({channels} channels of qkv, {num_heads} heads)"
+        )
+    if max(len(qkv), num_heads) > MOST_PROGRAMS:
+        raise ValueError(
+            f"b and num_heads may be at most {MOST_PROGRAMS}, got {len(qkv)} and {num_heads}"
+        )
+    if qkv.shape[1] * channels > MOST_ELEMENTS:
+        raise ValueError(
+            f"a sample of qkv may have at most {MOST_ELEMENTS} elements, "
+            f"got {qkv.shape[1]} x {channels}"
         )
     if not qkv.is_contiguous():
         raise ValueError(

@@ -45,7 +45,7 @@ def _attention_kernel(
     BLOCK_N: tl.constexpr,  # keys
 ):
     """One program per (BLOCK_M queries, head, sample)."""
-    # int64: B·L·3·C can pass 2³¹; the offsets inside a sample cannot, long before L² does.
+    # int64: B·L·3·C can pass 2³¹; the offsets inside a sample cannot, see `MOST_ELEMENTS`.
     head, sample = tl.program_id(1), tl.program_id(2).to(tl.int64)
     ROW: tl.constexpr = 3 * HEADS * D
     C: tl.constexpr = HEADS * D

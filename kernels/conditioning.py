@@ -27,6 +27,9 @@ NAMES = (
 )
 """The `weights` of `conditioning`, in order."""
 
+WIDEST = 4096
+"""Largest embedding width mc: weights of one hidden channel lie in registers."""
+
 
 @torch.no_grad()
 def pack(
@@ -111,7 +114,8 @@ def conditioning(t: Tensor, days: Tensor, treatments: Tensor, weights: Sequence[
         t: (n,) timesteps, one-based and possibly fractional.
         days: (1, 4) days of the sessions, the target's last; within ±2^17.
         treatments: (1, 4) treatment codes, as float32.
-        weights: of `pack`. All arguments are contiguous float32 on one device.
+        weights: of `pack`, mc a multiple of 32 up to 4,096. All arguments are contiguous float32
+            on one device.
 
     Returns:
         The blocks' shifts side by side, in the order in which they were packed.
@@ -124,11 +128,13 @@ def conditioning(t: Tensor, days: Tensor, treatments: Tensor, weights: Sequence[
 
 
 @conditioning.register_kernel("cuda")
-def _(t: Tensor, days: Tensor, treatments: Tensor, weights: Sequence[Tensor]) -> Tensor:
+def on_gpu(t: Tensor, days: Tensor, treatments: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """`conditioning` by the kernels."""
     from tadiff_kernels.conditioning_triton import launch
 
     _check(t, days, treatments, weights)
-    return launch(t, days, treatments, weights)
+    with torch.cuda.device(t.device):
+        return launch(t, days, treatments, weights)
 
 
 @conditioning.register_fake
@@ -140,8 +146,10 @@ def _check(t: Tensor, days: Tensor, treatments: Tensor, weights: Sequence[Tensor
     if len(weights) != len(NAMES):
         raise ValueError(f"weights must be the {len(NAMES)} of `pack`, got {len(weights)}")
     mc, p = weights[0].numel(), weights[-1].numel()
-    if mc % 32:
-        raise ValueError(f"the embedding width must be a multiple of 32, got {mc}")
+    if mc % 32 or not 32 <= mc <= WIDEST:
+        raise ValueError(
+            f"the embedding width must be a multiple of 32 from 32 to {WIDEST}, got {mc}"
+        )
     shapes = [(2, mc // 2), (3, mc, 2 * mc), (3, 2 * mc), (3, mc, 2 * mc), (3, mc), (4 * mc, p)]
     expected = {"t": (t, (t.numel(),)), "days": (days, (1, 4)), "treatments": (treatments, (1, 4))}
     expected |= dict(zip(NAMES, zip(weights, [*shapes, (p,)], strict=True), strict=True))

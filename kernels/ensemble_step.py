@@ -123,11 +123,13 @@ def ensemble_step(
 
 
 @ensemble_step.register_kernel("cuda")
-def _(*arguments: Any) -> None:
+def on_gpu(*arguments: Any) -> None:
+    """`ensemble_step` by the kernels."""
     from tadiff_kernels.ensemble_step_triton import launch
 
     _check(*arguments)
-    launch(*arguments)
+    with torch.cuda.device(arguments[0].device):
+        launch(*arguments)
 
 
 @ensemble_step.register_fake

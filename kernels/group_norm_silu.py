@@ -11,6 +11,7 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST_ELEMENTS = 2**30  # of a sample: offsets in it, and in the last block beyond it, are int32
+WIDEST_GROUP = 2**16  # its statistics beside 16 channels are one tile: 2^20 numbers in Triton
 
 
 def group_norm_silu_reference(
@@ -58,7 +59,7 @@ def group_norm_silu(
             concatenation. A group may have channels of both.
         shift: (b or 1, c1 + c2) fp32, added to every position of a channel. Rows may be apart.
         weight, bias: (c1 + c2,) fp32.
-        num_groups: must divide c1 + c2.
+        num_groups: must divide c1 + c2, into groups of at most 65,536 channels.
         eps: added to the variance, above 0.
         silu: False leaves the activation out.
 
@@ -76,7 +77,7 @@ def group_norm_silu(
 
 
 @group_norm_silu.register_kernel("cuda")
-def _(
+def on_gpu(
     x: Tensor,
     skip: Tensor | None,
     shift: Tensor | None,
@@ -86,11 +87,13 @@ def _(
     eps: float,
     silu: bool,
 ) -> Tensor:
+    """`group_norm_silu` by the kernels."""
     from tadiff_kernels.group_norm_silu_triton import launch
 
     _check(x, skip, shift, weight, bias, num_groups, eps)
     y = _empty_result(x, skip)
-    launch(x, skip, shift, weight, bias, num_groups, eps, silu, y)
+    with torch.cuda.device(x.device):
+        launch(x, skip, shift, weight, bias, num_groups, eps, silu, y)
     return y
 
 
@@ -166,6 +169,10 @@ def _check(
             raise ValueError(f"{name} must be contiguous, got strides {t.stride()}")
     if num_groups < 1 or c % num_groups:
         raise ValueError(f"num_groups={num_groups} does not divide the {c} channels")
+    if c // num_groups > WIDEST_GROUP:
+        raise ValueError(
+            f"a group may have at most {WIDEST_GROUP} channels, got {c // num_groups}"
+        )
     if not eps > 0:
         raise ValueError(f"eps must be above 0, got {eps}")
     if c * h * w > MOST_ELEMENTS:

@@ -134,11 +134,13 @@ def solver_step(
 
 
 @solver_step.register_kernel("cuda")
-def _(*arguments: Any) -> None:
+def step_on_gpu(*arguments: Any) -> None:
+    """`solver_step` by the kernel."""
     from tadiff_kernels.solver_step_triton import launch
 
     _check_step(*arguments)
-    launch(*arguments)
+    with torch.cuda.device(arguments[0].device):
+        launch(*arguments)
 
 
 @torch.library.custom_op("tadiff::solver_start", mutates_args=("x",), device_types="cpu")
@@ -160,11 +162,13 @@ def solver_start(
 
 
 @solver_start.register_kernel("cuda")
-def _(*arguments: Any) -> None:
+def start_on_gpu(*arguments: Any) -> None:
+    """`solver_start` by the kernel."""
     from tadiff_kernels.solver_step_triton import launch_start
 
     _check_start(*arguments)
-    launch_start(*arguments)
+    with torch.cuda.device(arguments[0].device):
+        launch_start(*arguments)
 
 
 @solver_step.register_fake

@@ -3,7 +3,8 @@
 The arithmetic is the network's; what changes is where numbers are rounded and how often they pass
 through memory. Activations are channels_last (NHWC in memory, what tensor cores read) in one type.
 In fp32, whatever that type is: statistics of norms, attention scores, softmax and its row factor,
-shifts, and the outputs.
+and shifts. The outputs are of the last convolution, cast to fp32: in half precision they are
+rounded to it unless `ends_fp32`.
 
     residual block       norm + SiLU of both halves of a skip concatenation, read where they lie;
                          bias of the first convolution, shift, norm and SiLU in one operator;

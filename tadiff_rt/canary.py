@@ -4,12 +4,13 @@ An engine that could not be run where it was built has no certificate. It is com
 checkpoint's own answer when it is loaded, before any forecast.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tadiff_rt.backends import Backend
 from tadiff_rt.bundle import Bundle
 from tadiff_rt.errors import EngineError, NumericsError
 from tadiff_rt.manifest import Artefact
@@ -41,13 +42,20 @@ def canary_inputs(size: int, codes: tuple[float, ...]) -> Inputs:
     Args:
         codes: of the treatments that the model knows; used in turn.
     """
+    t, days, treatments = canary_request(codes)
     axis = np.linspace(-1, 1, size)
     head = (axis[:, None] ** 2 + (axis[None] / 0.8) ** 2 < 0.8).astype(np.float32)
     coarse = normal(0, 2, 0, 0, (1, 9, -(-size // 8), -(-size // 8)))
     smooth = np.kron(coarse, np.ones((8, 8), np.float32))[..., :size, :size]
     sources = (np.clip(0.5 + 0.2 * smooth, 0, 1) * head).astype(np.float32)
-    treatments = tuple(codes[i % len(codes)] for i in range(len(DAYS)))
-    return Inputs(T, DAYS, treatments, sources, normal(0, 3, 0, 0, (1, 3, size, size)))
+    return Inputs(t, days, treatments, sources, normal(0, 3, 0, 0, (1, 3, size, size)))
+
+
+def canary_request(
+    codes: tuple[float, ...],
+) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
+    """Timestep, days and treatments of `canary_inputs`."""
+    return T, DAYS, tuple(codes[i % len(codes)] for i in range(len(DAYS)))
 
 
 def canary_bytes(eps: NDArray[np.float32], logits: NDArray[np.float32]) -> bytes:
@@ -55,7 +63,29 @@ def canary_bytes(eps: NDArray[np.float32], logits: NDArray[np.float32]) -> bytes
     return np.concatenate([eps, logits], axis=1).astype("<f4").tobytes()
 
 
-def require_canary(bundle: Bundle, artefact: Artefact, backend: Backend) -> None:
+class Evaluated(Protocol):
+    """What of a `Backend` is compared."""
+
+    @property
+    def description(self) -> str:
+        """See `Backend.description`."""
+
+    @property
+    def batch(self) -> int:
+        """Rows of a call."""
+
+    def condition(
+        self, t: NDArray[np.float64], days: Sequence[float], treatments: Sequence[float]
+    ) -> NDArray[np.float32]:
+        """See `Backend.condition`."""
+
+    def denoise(
+        self, sources: NDArray[np.float32], x: NDArray[np.float32], shifts: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Backend.denoise`."""
+
+
+def require_canary(bundle: Bundle, artefact: Artefact, backend: Evaluated) -> None:
     """A loaded artefact gives the checkpoint's answer.
 
     Raises:

@@ -49,7 +49,7 @@ class Forecaster:
         self.backend = backend
         self.choice = choice
         """Why this backend, a line each, where it was left to the program."""
-        self._runners = Runners(backend)
+        self._runners = Runners(backend, bundle)
         self._load_seconds = load_seconds
         self._schedule = bundle.manifest.card.schedule.build()
 

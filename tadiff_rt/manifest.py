@@ -48,7 +48,8 @@ class Artefact(File):
     """Of an engine: by what, for what, from what."""
     certificate: Certificate | None = None
     """How far the denoiser is from the checkpoint; None where it could not be run when it was
-    exported, and for the conditioner, which every certificate includes."""
+    exported, and for conditioners: that in ONNX is part of every certificate, that of the torch
+    backend is compared with the checkpoint at export and with the other when it is loaded."""
     graph_certificate: Certificate | None = None
     """Of an engine: of the ONNX graph that it was built from."""
 

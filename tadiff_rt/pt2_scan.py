@@ -29,15 +29,15 @@ _SMALL = (
 _WEIGHT = re.compile(r"data/(weights|constants)/(weight|tensor)_[0-9]{1,6}")
 _SIZE = r"L\['(sources|x_t|shifts|t|days|treatments)'\]\.size\(\)\[[0-3]\]"
 _SYMBOL = r"Symbol\('s[0-9]{1,4}', positive=True, integer=True\)"
-_HARMLESS = re.compile(
-    r"[A-Za-z0-9_.+]{0,200}"  # names, versions; without brackets nothing is called
-    rf"|{_SIZE} (==|>=|<=) ({_SIZE}|[0-9]{{1,5}})"
-    rf"|{_SYMBOL}|Mul\(Integer\([0-9]{{1,4}}\), {_SYMBOL}\)"
-)
+_NAME = re.compile(r"[A-Za-z0-9_.+]{0,200}")  # names, versions: nothing evaluates these
+_GUARD = re.compile(rf"{_SIZE} (==|>=|<=) ({_SIZE}|[0-9]{{1,5}})")
+_EXPRESSION = re.compile(rf"{_SYMBOL}|Mul\(Integer\([0-9]{{1,9}}\), {_SYMBOL}\)|[0-9]{{1,9}}")
 _TREE = re.compile(
     r'(\[1, )?(\{"type": (null|"builtins\.(tuple|dict)"), "context": (null|"null"|"\[\]"), '
     r'"children_spec": \[(, )?|\]\}(, )?|\])*'
 )
+_FORMS = {"in_spec": _TREE, "out_spec": _TREE, "guards_code": _GUARD}
+"""What strings below these keys must be; all others are names."""
 MAX_JSON_BYTES = 1 << 26
 NOT_AN_ARCHIVE = (
     *(zipfile.BadZipFile, NotImplementedError, EOFError),
@@ -154,7 +154,10 @@ def _operators(model: dict[str, Any], name: str) -> dict[str, int]:
     waiting: list[tuple[str, Any]] = [("", model)]
     while waiting:
         key, value = waiting.pop()
-        if isinstance(value, list):
+        if key == "expr_str":  # whatever is no string is evaluated as well
+            if not _EXPRESSION.fullmatch(str(value)):
+                raise _may_be_code(name, key, str(value))
+        elif isinstance(value, list):
             waiting += ((key, item) for item in value)
         elif isinstance(value, dict):
             waiting += [*value.items(), *(("key", k) for k in value)]
@@ -162,16 +165,18 @@ def _operators(model: dict[str, Any], name: str) -> dict[str, int]:
                 raise _refused("TD4105", name, "it holds nested graphs or objects")
         elif key == "target":
             counts[str(value)] += 1
-        elif isinstance(value, str):
-            harmless = _TREE if key in ("in_spec", "out_spec") else _HARMLESS
-            if not harmless.fullmatch(value):
-                raise _refused("TD4105", name, f"its {key[:20]} may be code: {value[:80]!r}")
+        elif isinstance(value, str) and not _FORMS.get(key, _NAME).fullmatch(value):
+            raise _may_be_code(name, key, value)
     foreign = sorted(counts.keys() - ALLOWED_TARGETS)
     if foreign or not counts:
         raise _refused("TD4105", name, f"it calls {', '.join(foreign)[:200] or 'nothing'}")
     return {target.split(".")[-2]: count for target, count in sorted(counts.items())}
 
 
+def _may_be_code(name: str, key: str, value: str) -> ModelFileError:
+    return _refused("TD4105", name, f"its {key[:20]} may be code: {value[:80]!r}")
+
+
 def _refused(code: str, name: str, what: str) -> ModelFileError:
-    fix = "use programs that `tadiff-export --target torch` wrote"
+    fix = "export the checkpoint again with this version: tadiff-export CKPT --target torch"
     return ModelFileError(code, f"{name} is refused: {what}", fix=fix)

@@ -9,25 +9,27 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch and onnxruntime on images of 32 x 32
 
+import torch
+
+if not torch.cuda.is_available():
+    # Kernels run in Triton's interpreter. It is chosen where Triton is first imported, which
+    # parts of PyTorch do.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 SIZE = 32
 SPACING_MM = 2.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if gpu:
-        import torch
-
-        if not torch.cuda.is_available():
-            for item in gpu:
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    if not torch.cuda.is_available():
+        for item in gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """A run folder with a 2-level network of random, nowhere zero, weights."""
-    import torch
-
     from tadiff_rt.card import ModelCard
     from tadiff_rt.preprocess import DataContract
     from tadiff_train.checkpoint import save_checkpoint

@@ -66,7 +66,7 @@ class OrtConditioner:
 
 
 def load_conditioner(bundle: Bundle) -> OrtConditioner:
-    """The conditioner that every backend shares."""
+    """The ONNX conditioner, which every backend has for arrays."""
     return OrtConditioner(bundle)
 
 
@@ -77,7 +77,7 @@ class OrtBackend:
 
     def __init__(self, bundle: Bundle, artefact: Artefact, threads: int) -> None:
         self._bundle = bundle
-        self._artefact = artefact
+        self.artefact = artefact
         self._threads = threads
         self.batch = artefact.batch or 1
         self.runtime = f"onnxruntime {ort.__version__}, {PROVIDER}"
@@ -89,11 +89,11 @@ class OrtBackend:
 
     def _load_denoiser(self) -> Any:
         options = session_options(self._threads)
-        return denoiser_session(self._bundle, self._artefact, self.batch, options)
+        return denoiser_session(self._bundle, self.artefact, self.batch, options)
 
     def halve(self) -> bool:
         """See `Backend.halve`."""
-        if self.batch == 1 or not self._artefact.dynamic_batch:
+        if self.batch == 1 or not self.artefact.dynamic_batch:
             return False
         self.batch //= 2
         del self._denoiser  # before the next is loaded: memory is what there is none of

@@ -91,7 +91,7 @@ class OrtCudaBackend(OrtBackend):
     def _load_denoiser(self) -> Any:
         options = session_options(self._threads)
         loaded = denoiser_session(
-            self._bundle, self._artefact, self.batch, options, self._providers
+            self._bundle, self.artefact, self.batch, options, self._providers
         )
         self._binding = loaded.io_binding()
         self._held = {
@@ -106,7 +106,7 @@ class OrtCudaBackend(OrtBackend):
 
     def halve(self) -> bool:
         """See `Backend.halve`; buffers and binding go before the next session comes."""
-        if self.batch == 1 or not self._artefact.dynamic_batch:
+        if self.batch == 1 or not self.artefact.dynamic_batch:
             return False
         del self._binding, self._held
         return super().halve()
@@ -121,9 +121,9 @@ class OrtCudaBackend(OrtBackend):
 
 def load(bundle: Bundle, artefact: Artefact, threads: int) -> OrtTorchBackend | OrtCudaBackend:
     """A backend for `bundle` on the first GPU."""
-    # Exhaustive: algorithms are chosen once, for a bucket whose shape never changes. TF32 would
-    # be a precision that no certificate covers.
-    options = {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "0"}
+    # By heuristics: a search by timing may end otherwise in the next process. TF32 would be a
+    # precision that no certificate covers.
+    options = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
     return on_gpu("onnxruntime-cuda", bundle, artefact, threads, [(CUDA, options)])
 
 

@@ -3,23 +3,29 @@
 import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tadiff_rt.backends import HALF_FIRST
-from tadiff_rt.backends.program_denoiser import ProgramDenoiser, with_memory
+from tadiff_rt.backends.program_denoiser import ProgramDenoiser, guarded
 from tadiff_rt.backends.tensors import through_host
 from tadiff_rt.bundle import Bundle
 from tadiff_rt.certificate import Precision
+from tadiff_rt.errors import TadiffError
 from tadiff_rt.manifest import Artefact
 
 Float32Array = NDArray[np.float32]
 
 
 def unavailable(name: str) -> str:
-    """Why this backend cannot run here: it can, wherever PyTorch is installed."""
+    """Why this backend cannot run here: on a GPU its operators are Triton kernels."""
+    if torch.cuda.is_available() and find_spec("triton") is None:
+        return "the package triton is not installed"
     return ""
 
 
@@ -34,12 +40,14 @@ class ProgramBackend:
     name = "torch"
 
     def __init__(self, bundle: Bundle, artefact: Artefact, threads: int, device: str) -> None:
+        self.artefact = artefact
         self.batch = artefact.batch or 1
         self._dynamic = artefact.dynamic_batch
         # Other threads and, on a GPU, other buckets give other bits.
         where, how = f"cpu {platform.machine()}", f"{threads} threads"
         if device != "cpu":
-            where, how = torch.cuda.get_device_name(device), f"batch {self.batch}"
+            where = f"triton {version('triton')}, {torch.cuda.get_device_name(device)}"
+            how = f"batch {self.batch}"
         self.runtime = f"torch {torch.__version__}, {where}, {artefact.precision}, {how}"
         self.description = self.runtime
         self._threads = threads
@@ -78,7 +86,8 @@ class ProgramBackend:
             torch.set_num_threads(self._threads)
         try:
             self._arrays.prepare(self.batch)
-            return with_memory(self.batch, lambda: through_host(torch, self._arrays, arrays))
+            run = partial(through_host, torch, self._arrays, arrays)
+            return guarded(self.batch, run, (TadiffError, ValueError))  # of another shape
         finally:
             torch.set_num_threads(before)
 

@@ -3,7 +3,7 @@
 import copy
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,10 +16,14 @@ from tadiff_rt.backends import no_memory
 from tadiff_rt.backends.ort import load_conditioner
 from tadiff_rt.backends.tensors import BUCKETS, of_memory
 from tadiff_rt.bundle import Bundle
-from tadiff_rt.errors import EngineError, TadiffError
+from tadiff_rt.canary import canary_request
+from tadiff_rt.errors import EngineError, NumericsError, TadiffError
 from tadiff_rt.manifest import Artefact
 from tadiff_rt.pt2_scan import scan_program
 
+CONDITIONER_ALLOWED = 1e-4
+"""Of the largest shift. Two fp32 conditioners differ by 1e-6; one of other weights by more than
+this."""
 WARM_UP = 3
 """Calls before a bucket is ready: the first compiles, the next choose algorithms."""
 
@@ -52,6 +56,29 @@ class ProgramDenoiser:
         self._conditioner = load_module(bundle, program, device) if program else None
         self._rows = 0
         self._run: Any = None
+        if self._conditioner is not None:
+            self._check_conditioner(manifest.card.treatments)
+
+    def _check_conditioner(self, treatments: Mapping[str, int]) -> None:
+        """The program of the conditioner gives what the graph gives, which is certified.
+
+        Raises:
+            NumericsError: TD6011, it does not.
+        """
+        t, days, asked = canary_request(tuple(map(float, treatments.values())))
+        times = np.array([1.0, t])
+        expected = self.on_cpu.condition(times, days, asked)
+        got = self.condition(times, days, asked).cpu().numpy()
+        error = float("inf")
+        if got.shape == expected.shape:
+            error = float(np.abs(got - expected).max() / (np.abs(expected).max() or 1.0))
+        if not error <= CONDITIONER_ALLOWED:
+            raise NumericsError(
+                "TD6011",
+                f"the conditioner program on {self.description} is {error:.1e} from the "
+                f"bundle's ONNX conditioner; {CONDITIONER_ALLOWED:.0e} is allowed",
+                fix="use another backend, or export the checkpoint again",
+            )
 
     def twin(self) -> "ProgramDenoiser":
         """The same programs in the same memory, prepared for nothing."""
@@ -72,51 +99,55 @@ class ProgramDenoiser:
         if rows == self._rows:
             return
         self._release()
-        self._rows, self._run = rows, self._module
-        if not self.capturable:
-            return
         try:
-            self._compile()
+            self._run = self._compiled(rows) if self.capturable else self._module
+            self._rows = rows
             return
-        except (MemoryError, RuntimeError) as e:  # of CUDA, of the compiler
+        except Exception as e:  # of CUDA, of the compiler, of the tools that it calls
             error = _failed("compile the program", rows, e, fix="choose another --backend")
         self._release()  # out here: `e` holds what this must free
         raise error
 
-    def _compile(self) -> None:
+    def _compiled(self, rows: int) -> Any:
         # A code object of its own: Dynamo keeps what it compiled by code object, at most eight
         # forms of each, and there are more buckets.
         module = torch.fx.GraphModule(self._module, self._module.graph)
-        self._run = torch.compile(module, dynamic=False, fullgraph=True)
-        given = [torch.zeros(shape, device=self.device) for shape in self._shapes()]
-        with torch.inference_mode(), warnings.catch_warnings():
+        run = torch.compile(module, dynamic=False, fullgraph=True)
+        given = [torch.zeros(shape, device=self.device) for shape in self._shapes(rows)]
+        with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the compiler's internals, and that TF32 is off
             for _ in range(WARM_UP):
-                self._run(*given)
-        torch.cuda.synchronize()  # what fails later fails here
+                run(*given)
+        torch.cuda.synchronize(self.device)  # what fails later fails here
+        return run
 
     def _release(self) -> None:
         self._rows, self._run = 0, None
         if self.capturable:
             torch.cuda.empty_cache()  # for allocators other than torch's, and to measure by
 
-    def _shapes(self) -> list[tuple[int, ...]]:
-        rows, size = self._rows, self._size
+    def _shapes(self, rows: int) -> list[tuple[int, ...]]:
+        size = self._size
         return [(rows, 9, size, size), (rows, 3, size, size), (1, self._width)]
 
     def condition(
         self, t: NDArray[np.float64], days: Sequence[float], treatments: Sequence[float]
     ) -> Tensor:
         """See `DeviceDenoiser.condition`; by the bundle's program, or else by onnxruntime."""
-        if self._conditioner is None:
+        conditioner = self._conditioner
+        if conditioner is None:
             return torch.from_numpy(self.on_cpu.condition(t, days, treatments)).to(self.device)
         given = (
             torch.tensor(values, dtype=torch.float32, device=self.device)
             for values in (t, [days], [treatments])
         )
-        with torch.inference_mode():
-            shifts: Tensor = self._conditioner(*given)
-        return shifts
+
+        def run() -> Tensor:
+            with torch.no_grad():
+                shifts: Tensor = conditioner(*given)
+            return shifts
+
+        return guarded(len(t), run)
 
     def __call__(self, sources: Tensor, x: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
         """See `DeviceDenoiser.__call__`.
@@ -125,19 +156,19 @@ class ProgramDenoiser:
             ValueError: these are other shapes than those prepared for.
             ResourceError: TD7001.
         """
-        given = (sources, x, shifts)
-        for name, tensor, shape in zip(
-            ("sources", "x", "shifts"), given, self._shapes(), strict=True
-        ):
+        # A view of a row that is stored with padding would be compiled for once more.
+        given = (sources, x, shifts.reshape(-1)[None])
+        names = ("sources", "x", "shifts")
+        for name, tensor, shape in zip(names, given, self._shapes(self._rows), strict=True):
             if tensor.shape != shape:  # it would be compiled for, within a run
                 raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
 
         def run() -> tuple[Tensor, Tensor]:
-            with torch.inference_mode():
+            with torch.no_grad():
                 eps, logits = self._run(*given)
             return eps, logits
 
-        return with_memory(self._rows, run)
+        return guarded(self._rows, run)
 
 
 def load_module(bundle: Bundle, artefact: Artefact, device: torch.device) -> Any:
@@ -160,27 +191,36 @@ def load_module(bundle: Bundle, artefact: Artefact, device: torch.device) -> Any
 
 
 def fix_arithmetic() -> None:
-    """What every convolution and product of this process is: reproducible, and as certified."""
+    """What every convolution and product of this process is: as certified, and the same in all.
+
+    cuDNN's own measurements (`benchmark`) may choose another algorithm in the next process, so
+    that an interrupted forecast would go on with other bits.
+    """
     # Neither TF32 nor sums in half precision are covered by a certificate.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    # The fastest algorithm for shapes that stay, of those that give the same bits every time.
-    torch.backends.cudnn.benchmark = torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
 
 
-def with_memory(rows: int, run: Callable[[], T]) -> T:
-    """What `run` gives; where memory ends, an error that keeps none of it alive.
+def guarded(
+    rows: int, run: Callable[[], T], mine: tuple[type[Exception], ...] = (TadiffError,)
+) -> T:
+    """What `run` gives; where it fails, an error that keeps nothing of it alive.
+
+    Args:
+        mine: errors of this project, which are passed on.
 
     Raises:
+        EngineError: TD5013, the program cannot be run.
         ResourceError: TD7001, a batch of `rows` does not fit.
     """
     try:
         return run()
-    except (MemoryError, RuntimeError) as e:
-        if not of_memory(e):
-            raise
-        error = no_memory("torch", rows, e)
+    except mine:
+        raise
+    except Exception as e:  # of PyTorch, CUDA, a compiler: they share no base class
+        error = _failed("run the program", rows, e, fix="choose another --backend")
     raise error  # out here: with `e` behind it, it would keep every buffer of the call
 
 

@@ -89,6 +89,7 @@ class TrtBackend:
     """A bundle's denoiser engine on the GPU."""
 
     def __init__(self, bundle: Bundle, artefact: Artefact, build: Build, data: bytes) -> None:
+        self.artefact = artefact
         self._torch = _import_torch(build.runtime)
         self._conditioner = ort.load_conditioner(bundle)
         self._buckets = build.buckets

@@ -1,12 +1,15 @@
 """What a backend gives the loop that runs on a device."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from tadiff_rt.backends.tensors import through_host
 
 
 class DeviceDenoiser(Protocol):
@@ -38,3 +41,29 @@ class DeviceDenoiser(Protocol):
         Arguments are float32, contiguous and not modified; results are floats of any width and
         strides, valid until the next call. Only enqueues on the current stream: nothing waits.
         """
+
+
+@dataclass(frozen=True)
+class OnArrays:
+    """A denoiser that was prepared for `batch` rows, as a backend of arrays; see `canary`."""
+
+    denoiser: DeviceDenoiser
+    batch: int
+
+    @property
+    def description(self) -> str:
+        """See `DeviceDenoiser.description`."""
+        return f"{self.denoiser.description}, {self.batch} rows on the device"
+
+    def condition(
+        self, t: NDArray[np.float64], days: Sequence[float], treatments: Sequence[float]
+    ) -> NDArray[np.float32]:
+        """See `Backend.condition`."""
+        shifts: NDArray[np.float32] = self.denoiser.condition(t, days, treatments).cpu().numpy()
+        return shifts
+
+    def denoise(
+        self, sources: NDArray[np.float32], x: NDArray[np.float32], shifts: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Backend.denoise`."""
+        return through_host(torch, self.denoiser, (sources, x, shifts))

@@ -11,8 +11,7 @@ from torch import Tensor
 from tadiff_kernels.ensemble_step import slot_of_state
 from tadiff_rt.batches import LAST_SOURCE, Float32Array, Row, Sampling
 from tadiff_rt.device.buckets import Bucket
-from tadiff_rt.device.form import Form, Start
-from tadiff_rt.device.loop import Inputs
+from tadiff_rt.device.form import Form, Inputs, Start
 from tadiff_rt.solvers import noised
 
 

@@ -41,13 +41,14 @@ def settle(
 
 
 def lower(loop: DeviceLoop, rows: int, reason: str, notes: list[str]) -> None:
-    """Allows at most half of `rows` from now on: memory ran out for them.
+    """Allows at most half of `rows` from now on, or the smallest bucket: memory ran out for them.
 
     Raises:
-        ResourceError: no bucket is as small (TD7001).
+        ResourceError: they were the smallest (TD7001).
     """
     loop.release()
-    smaller = [b for b in loop.denoiser.buckets if b <= rows // 2]
+    buckets = loop.denoiser.buckets
+    smaller = [b for b in buckets if b <= rows // 2] or [b for b in buckets if b < rows][:1]
     if not smaller:
         raise ResourceError(
             "TD7001",
@@ -58,11 +59,18 @@ def lower(loop: DeviceLoop, rows: int, reason: str, notes: list[str]) -> None:
     notes.append(f"out of memory with {rows} rows a call; went on with at most {smaller[-1]}")
 
 
-def ran_out(error: Exception) -> bool:
-    """Whether memory is what there was none of: PyTorch, CUDA and libraries say it differently."""
+def ran_out(error: BaseException | None) -> bool:
+    """Whether memory is what there was none of: PyTorch, CUDA and libraries say it differently.
+
+    So it is where that led to another error, as the end of a capture that was not to be ended.
+    """
+    if error is None:
+        return False
     if isinstance(error, TadiffError):
         return error.code == "TD7001"
     said = ("out of memory", "not enough memory", "ALLOC_FAILED")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in said)
-    )
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in said):
+        return True
+    return ran_out(error.__cause__ or error.__context__)

@@ -1,10 +1,12 @@
 """What the buffers and the graph of a bucket depend on, and the bytes that they take."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from tadiff_kernels.ensemble_step import PLANES
 from tadiff_rt.plan import COLUMNS
@@ -14,6 +16,9 @@ Start = Literal["drawn", "informed", "given"]
 
 RESULTS = ("x", "fused", "broken", "sums", "counts")
 """Buffers that a run of a bucket writes and somebody reads."""
+
+SHARE = 0.9
+"""Of the free memory that is planned for. The rest is for what only a capture takes."""
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
@@ -81,3 +86,41 @@ class Form:
             dtype.itemsize * math.prod(shape)
             for dtype, shape in (layout[name] for name in names or layout)
         )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device."""
+
+    free: int | None
+    """Before anything was taken; None on a CPU, where nothing is measured."""
+    buffers: int
+    """Of the loop, and of the copy of results that a new graph is compared with."""
+    workspace: int
+    """What the denoiser took beside them, to get ready and for one call."""
+
+    @property
+    def planned(self) -> int:
+        """All of it."""
+        return self.buffers + self.workspace
+
+    @property
+    def fits(self) -> bool:
+        """It leaves some of the free memory."""
+        return self.free is None or self.planned <= SHARE * self.free
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a bucket is computed from."""
+
+    tensors: Mapping[str, Tensor]
+    """By the name of the buffer that takes them."""
+    shifts: Tensor
+    """(steps, p) conditioning, on the device."""
+    volume: Tensor
+    """(d, 9, h, w) sources of every slice, on the device."""
+    at: Tensor
+    """(rows,) int64 slice of every row."""
+    states: Mapping[int, tuple[Tensor, Tensor]]
+    """Sums and counts that slots begin with."""

@@ -4,8 +4,10 @@ On a GPU a bucket is one CUDA graph. What it computes with lies in buffers that 
 are, and a run is: fill the buffers, replay, fetch. Nothing in between waits for the device.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -14,73 +16,47 @@ from tadiff_kernels.ensemble_step import ensemble_step
 from tadiff_kernels.solver_step import solver_start, solver_step
 from tadiff_rt.batches import LAST_SOURCE
 from tadiff_rt.device.denoiser import DeviceDenoiser
-from tadiff_rt.device.form import RESULTS, Form
+from tadiff_rt.device.form import RESULTS, Form, Inputs, Memory
 from tadiff_rt.errors import EngineError
 
 UNBROKEN = 2**31 - 1
 """In `broken`: every step of the row was finite."""
 
-SHARE = 0.9
-"""Of the free memory that is planned for. The rest is for what only a capture takes."""
-
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 """From a function that enqueues work to one that enqueues the same work again."""
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on the device."""
-
-    free: int | None
-    """Before anything was taken; None on a CPU, where nothing is measured."""
-    buffers: int
-    """Of the loop, and of the copy of results that a new graph is compared with."""
-    workspace: int
-    """What the denoiser took beside them, to get ready and for one call."""
-
-    @property
-    def planned(self) -> int:
-        """All of it."""
-        return self.buffers + self.workspace
-
-    @property
-    def fits(self) -> bool:
-        """It leaves some of the free memory."""
-        return self.free is None or self.planned <= SHARE * self.free
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """What a bucket is computed from."""
-
-    tensors: Mapping[str, Tensor]
-    """By the name of the buffer that takes them."""
-    shifts: Tensor
-    """(steps, p) conditioning, on the device."""
-    volume: Tensor
-    """(d, 9, h, w) sources of every slice, on the device."""
-    at: Tensor
-    """(rows,) int64 slice of every row."""
-    states: Mapping[int, tuple[Tensor, Tensor]]
-    """Sums and counts that slots begin with."""
-
-
 class DeviceLoop:
-    """Buffers and graph of one bucket size at a time; serves requests one after the other."""
+    """Buffers and graph of one bucket size at a time; serves requests one after the other.
 
-    def __init__(self, denoiser: DeviceDenoiser, capture: Capture | None = None) -> None:
+    Work is enqueued on the current stream of `device`; whoever else uses the buffers goes through
+    `here` and `held`.
+    """
+
+    def __init__(
+        self,
+        denoiser: DeviceDenoiser,
+        capture: Capture | None = None,
+        check: Callable[[int], None] | None = None,
+    ) -> None:
         """
         Args:
+            check: called with the number of rows that the denoiser was prepared for; raises where
+                it does not compute the bundle.
             capture: None for a CUDA graph on a GPU, if the denoiser allows, else none at all.
         """
         self.denoiser = denoiser
         self.device = denoiser.device
-        self._given = capture
+        self._given, self._check = capture, check
         self.most_rows = denoiser.buckets[-1]
         """The largest bucket that memory has not run out for so far."""
         self.form: Form | None = None
         self.memory: Memory | None = None
         self.buffers: dict[str, Tensor] = {}
+        self._turn, self._owner = threading.Lock(), 0
+        # One for all warm-ups and captures of this loop: libraries keep a workspace a stream, and
+        # two graphs must not share theirs.
+        self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._replay: Callable[[], None] | None = None
 
     @property
@@ -92,10 +68,31 @@ class DeviceLoop:
     def _capture(self) -> Capture | None:
         # Not settled at the start: some denoisers know when they are prepared.
         if self._given is None and self.device.type == "cuda" and self.denoiser.capturable:
-            return cuda_graph
+            return self._cuda_graph
         return self._given
 
-    @torch.inference_mode()
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For one request at a time, from its first bucket to its last; other threads wait.
+
+        Raises:
+            RuntimeError: a request of this thread is not finished, and would never be.
+        """
+        me = threading.get_ident()
+        if self._owner == me:
+            raise RuntimeError("finish the forecast that runs on this backend, then begin another")
+        with self._turn:
+            self._owner = me
+            try:
+                yield
+            finally:
+                self._owner = 0
+
+    def here(self) -> AbstractContextManager[object]:
+        """Makes the device of the loop the current one, which kernels are launched on."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    @torch.no_grad()
     def prepare(self, form: Form) -> Memory:
         """Gets ready for buckets of `form`: buffers, and one call of the denoiser that measures.
 
@@ -106,13 +103,16 @@ class DeviceLoop:
             return self.memory
         self.release()
         free = self.free_bytes()
-        self.denoiser.prepare(form.rows)
-        self.buffers = {
-            name: torch.zeros(shape, dtype=dtype, device=self.device)
-            for name, (dtype, shape) in form.buffers().items()
-        }
-        held = self.buffers
-        self.denoiser(held["sources"], held["x"], held["shifts"][:1, : form.width])
+        with self.here():
+            self.denoiser.prepare(form.rows)
+            if self._check is not None:
+                self._check(form.rows)
+            self.buffers = {
+                name: torch.zeros(shape, dtype=dtype, device=self.device)
+                for name, (dtype, shape) in form.buffers().items()
+            }
+            held = self.buffers
+            self.denoiser(held["sources"], held["x"], held["shifts"][:1, : form.width])
         left, buffers = self.free_bytes(), form.bytes_of()
         workspace = 0 if free is None or left is None else max(0, free - left - buffers)
         if self._capture is not None:
@@ -127,6 +127,7 @@ class DeviceLoop:
         self._replay, self.form, self.memory = None, None, None
         self.buffers.clear()
         if self.device.type == "cuda":
+            gc.collect()  # a graph whose capture failed, behind the traceback of its error
             torch.cuda.empty_cache()
 
     def free_bytes(self) -> int | None:
@@ -136,7 +137,7 @@ class DeviceLoop:
         torch.cuda.synchronize(self.device)
         return torch.cuda.mem_get_info(self.device)[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(self, inputs: Inputs) -> None:
         """Enqueues one bucket: as a replay where the loop is captured.
 
@@ -147,11 +148,12 @@ class DeviceLoop:
             EngineError: a replay does not compute what the loop computes (TD5022).
             ResourceError, MemoryError, RuntimeError: memory ran out, among others.
         """
-        if self._capture is not None and self._replay is None:
-            self._replay = self._captured(self._capture, inputs)
-            return
-        self._load(inputs)
-        (self._replay or self._enqueue)()
+        with self.here():
+            if self._capture is not None and self._replay is None:
+                self._replay = self._captured(self._capture, inputs)
+                return
+            self._load(inputs)
+            (self._replay or self._enqueue)()
 
     def _load(self, inputs: Inputs) -> None:
         held = self.buffers
@@ -195,7 +197,7 @@ class DeviceLoop:
         held = self.buffers
         self._spoil()
         self._load(inputs)
-        run_aside(self._enqueue, self.device)
+        self._run_aside()
         expected = {name: held[name].clone() for name in RESULTS}
         for buffer in held.values():
             buffer.fill_(1 if buffer.is_floating_point() else 0)
@@ -213,6 +215,39 @@ class DeviceLoop:
             )
         return replay
 
+    def _run_aside(self) -> None:
+        """Runs the loop on the stream of captures, as work must once before it is captured.
+
+        Kernels are compiled and algorithms chosen in this run.
+        """
+        if self._side is None:
+            self._enqueue()
+            return
+        current = torch.cuda.current_stream(self.device)
+        self._side.wait_stream(current)
+        with torch.cuda.stream(self._side):
+            self._enqueue()
+        current.wait_stream(self._side)
+
+    def _cuda_graph(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        """A CUDA graph of what `enqueue` enqueues, which has run before; see `Capture`.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory for it.
+        """
+        graph = torch.cuda.CUDAGraph()
+        gc.collect()
+        collects = gc.isenabled()
+        gc.disable()  # to free another graph would end the capture
+        try:
+            # Other threads may go on allocating: what they do is no part of it.
+            with torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"):
+                enqueue()
+        finally:
+            if collects:
+                gc.enable()
+        return graph.replay
+
     def _spoil(self) -> None:
         for name in RESULTS:
             buffer = self.buffers[name]
@@ -221,30 +256,3 @@ class DeviceLoop:
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.view(torch.int32), b.view(torch.int32))
-
-
-def run_aside(enqueue: Callable[[], None], device: torch.device) -> None:
-    """Runs `enqueue` on a stream of its own, as work must once before it is captured.
-
-    Kernels are compiled and algorithms chosen in this run.
-    """
-    if device.type != "cuda":
-        enqueue()
-        return
-    here, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    side.wait_stream(here)
-    with torch.cuda.stream(side):
-        enqueue()
-    here.wait_stream(side)
-
-
-def cuda_graph(enqueue: Callable[[], None]) -> Callable[[], None]:
-    """A CUDA graph of what `enqueue` enqueues, which has run before; see `Capture`.
-
-    Raises:
-        torch.OutOfMemoryError: there is no memory for it.
-    """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        enqueue()
-    return graph.replay

@@ -16,6 +16,7 @@ from tadiff_rt.device.form import Form
 from tadiff_rt.device.loop import UNBROKEN, DeviceLoop
 from tadiff_rt.device.statistics import Fetched, Fetcher
 from tadiff_rt.ensemble import SliceStatistics
+from tadiff_rt.errors import ResourceError
 from tadiff_rt.runner import SampleSize, Work
 
 
@@ -67,11 +68,12 @@ class DeviceRunner:
         self._loop, self._sampling, self._size, self._progress = loop, sampling, size, progress
         self._shifts, self._runtime = shifts, runtime
         self._total_rows = num_slices * size.at_a_time
-        self._feed = Feed(sampling, shifts, sources, loop.device)
-        self._fetcher = Fetcher(loop.device)
         self._done = self._total = 0
-        self._peak: int | None = None
-        self._settle()
+        self._held: int | None = None
+        with loop.held():
+            self._feed = self._fed()
+            self._fetcher = Fetcher(loop.device)
+            self._settle()
 
     @property
     def conditioning(self) -> Float32Array:
@@ -97,7 +99,7 @@ class DeviceRunner:
                 "bucket": self.batch,
                 "mode": self._loop.mode,
                 "planned_bytes": self._loop.memory.planned,
-                "peak_bytes": self._peak,
+                "held_bytes": self._held,
             }
         }
 
@@ -111,23 +113,24 @@ class DeviceRunner:
             ResourceError: there is no memory for the smallest bucket (TD7001).
             EngineError: the captured graph is wrong (TD5022).
         """
-        self._settle()  # another request may have used the loop
         waiting = {item.at: item for item in work}
         rows = sum(item.samples - item.first for item in work)
         self._total += rows * self._sampling.plan.num_steps
-        while waiting:
-            try:
-                for at, statistics in self._pass(list(waiting.values()), inside):
-                    del waiting[at]
-                    yield at, statistics
-            except Exception as error:
-                if not ran_out(error):
-                    raise
-                reason = str(error)
-            else:
-                break
-            lower(self._loop, self.batch, reason, self.notes)
-            self._settle()
+        with self._loop.held():
+            self._settle()  # another request may have used the loop
+            while waiting:
+                try:
+                    for at, statistics in self._pass(list(waiting.values()), inside):
+                        del waiting[at]
+                        yield at, statistics
+                except Exception as error:
+                    if not ran_out(error):
+                        raise
+                    reason = str(error)
+                else:
+                    break
+                lower(self._loop, self.batch, reason, self.notes)
+                self._settle()
 
     def _pass(
         self, work: Sequence[Work], inside: NDArray[np.bool_]
@@ -191,7 +194,27 @@ class DeviceRunner:
     def _settle(self) -> None:
         settle(self._loop, self._form_of, self._total_rows, self._size.at_a_time, self.notes)
 
+    def _fed(self) -> Feed:
+        """The feed, whose sources may need what an earlier request holds."""
+        try:
+            return Feed(self._sampling, self._shifts, self.sources, self._loop.device)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+        self._loop.release()
+        try:
+            return Feed(self._sampling, self._shifts, self.sources, self._loop.device)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            reason = str(error)[:200]
+        raise ResourceError(
+            "TD7001",
+            f"out of memory for the sources of {len(self.sources)} slices: {reason}",
+            fix="free memory on the device, or choose another --backend",
+        )
+
     def _measure(self) -> None:
         memory, left = self._loop.memory, self._loop.free_bytes()
         if memory is not None and memory.free is not None and left is not None:
-            self._peak = max(self._peak or 0, memory.free - left)
+            self._held = max(self._held or 0, memory.free - left)

@@ -1,14 +1,17 @@
 """The runner of a request: the loop on a device where the backend has one, else `BatchRunner`."""
 
+import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from tadiff_rt.backends import Backend
 from tadiff_rt.batches import BatchRunner, Float32Array, Progress, Sampling
+from tadiff_rt.bundle import Bundle
 from tadiff_rt.runner import Runner, SampleSize
 
 if TYPE_CHECKING:  # needs torch
+    from tadiff_rt.device.denoiser import DeviceDenoiser
     from tadiff_rt.device.loop import DeviceLoop
 
 
@@ -23,10 +26,16 @@ class Runners:
     What the device holds stays for the next request; one is served at a time.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, bundle: Bundle | None = None) -> None:
+        """
+        Args:
+            bundle: with whose canary every bucket that is prepared on the device is compared: it
+                is another program than the one that the backend runs on arrays.
+        """
+        self._backend, self._bundle = backend, bundle
         self._loop: DeviceLoop | None = None
         self._asked = False
+        self._notes: list[str] = []
 
     def runner(
         self,
@@ -54,7 +63,7 @@ class Runners:
             ResourceError: the device has no memory for the smallest bucket (TD7001).
         """
         loop = self._device_loop()
-        notes: list[str] = []
+        notes = list(self._notes)
         if loop is not None:
             if not (sampling.noise.coherence > 0 and sampling.plan.coef_noise.any()):
                 from tadiff_rt.device.runner import DeviceRunner
@@ -83,10 +92,29 @@ class Runners:
         if not self._asked:
             on_device = getattr(self._backend, "on_device", None)
             denoiser = on_device() if on_device else None
-            if denoiser is not None:
-                from tadiff_rt.device.loop import DeviceLoop
-
-                self._loop = _LOOPS.get(id(denoiser)) or DeviceLoop(denoiser)
-                _LOOPS[id(denoiser)] = self._loop
+            if denoiser is not None and denoiser.device.type == "cuda" and not has_triton():
+                self._notes.append("the package triton is not installed: the loop ran on the host")
+            elif denoiser is not None:
+                self._loop = self._shared(denoiser)
             self._asked = True
         return self._loop
+
+    def _shared(self, denoiser: "DeviceDenoiser") -> "DeviceLoop":
+        from tadiff_rt.device.loop import DeviceLoop
+
+        def check(rows: int) -> None:
+            from tadiff_rt.canary import require_canary
+            from tadiff_rt.device.denoiser import OnArrays
+
+            artefact = getattr(self._backend, "artefact", None)
+            if self._bundle is not None and artefact is not None:
+                require_canary(self._bundle, artefact, OnArrays(denoiser, rows))
+
+        loop = _LOOPS.get(id(denoiser)) or DeviceLoop(denoiser, check=check)
+        _LOOPS[id(denoiser)] = loop
+        return loop
+
+
+def has_triton() -> bool:
+    """Whether the kernels of the loop can run on a GPU."""
+    return importlib.util.find_spec("triton") is not None

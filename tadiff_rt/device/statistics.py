@@ -35,9 +35,10 @@ class Fetcher:
     """Copies results to the host, beside the run of the next bucket."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def fetch(self, buffers: Mapping[str, Tensor], slots: Sequence[int]) -> Fetched:
         """Begins to copy what the bucket enqueued last leaves.
 
@@ -48,7 +49,7 @@ class Fetcher:
         broken = _host_like(flags, len(flags)).copy_(flags, non_blocking=True)
         if self._stream is None:
             return Fetched(broken, *_slots(buffers, slots), None)
-        self._stream.wait_stream(torch.cuda.current_stream())
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             sums, counts = _slots(buffers, slots)
             done = torch.cuda.Event()

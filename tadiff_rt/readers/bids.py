@@ -56,8 +56,6 @@ def read_bids_case(path: Path, options: ReadOptions, *, last: int | None = None)
 
 
 def _subject_folder(path: Path) -> Path:
-    # "." has no name; symbolic links keep theirs.
-    path = Path(os.path.abspath(path))
     if path.name.startswith("sub-"):
         return path
     subjects = [entry for entry in entries(path) if entry.startswith("sub-")]

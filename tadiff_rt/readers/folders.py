@@ -46,6 +46,25 @@ def files_named(folder: Path, stem: str, label: str) -> list[ImageFile]:
     return [ImageFile(folder / name, f"{label}/{name}") for name in names]
 
 
+def npy_image(path: Path) -> Path:
+    """The one file ..._image.npy of a folder; `path` itself if it is none.
+
+    Raises:
+        UsageError: TD3002, the folder holds several cases.
+        TableError: TD3122 it holds none, TD3123 it cannot be listed.
+    """
+    if not os.path.isdir(path):
+        return path
+    images = [name for name in entries(path) if name.endswith(NPY_IMAGE)]
+    if not images:
+        what = f"the folder holds no array NAME{NPY_IMAGE}"
+        raise TableError("TD3122", what, where=path.name)
+    if len(images) > 1:
+        what = f"the folder holds {len(images)} cases: {some(images)}"
+        raise UsageError("TD3002", what, where=path.name, fix=f"name one, e.g. {images[0]}")
+    return path / images[0]
+
+
 def recognise(path: Path, wanted: str) -> tuple[str, Path]:
     """The layout of a case and the folder of its subject.
 
@@ -58,8 +77,7 @@ def recognise(path: Path, wanted: str) -> tuple[str, Path]:
         UsageError: TD3002 several subjects, TD3006 several layouts.
         TableError: TD3123, a folder cannot be listed.
     """
-    # "." has no name; symbolic links keep theirs.
-    path = Path(os.path.abspath(path))
+    path = _with_name(path)
     marks = marks_of(path)
     subjects = [] if _SUBJECT.fullmatch(path.name) else _subjects(path)
     if subjects and marks and wanted == "auto":
@@ -80,6 +98,13 @@ def recognise(path: Path, wanted: str) -> tuple[str, Path]:
         fix = f"pass --layout={marks[0]} or --layout={marks[1]}"
         raise UsageError("TD3006", what, where=path.name, fix=fix)
     return (marks[0] if marks else "bids"), path
+
+
+def _with_name(path: Path) -> Path:
+    """`path` from the root on, ending in the name of its folder; a symbolic link keeps its own."""
+    # A ".." before the end is left to the system: after a link, text does not say where it leads.
+    path = path.absolute()
+    return path.resolve() if path.name == ".." else path
 
 
 def _subjects(folder: Path) -> list[str]:

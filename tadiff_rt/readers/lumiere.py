@@ -102,6 +102,9 @@ def read_lumiere_case(path: Path, options: ReadOptions, *, last: int | None = No
         where=path.name,
         fix_days=FIX_DAYS.format(path.name),
     )
+    if version == "raw":
+        needed = "a forecast needs them skull-stripped and registered to one grid"
+        found.notes.append(f"images are {image_set.about}; {needed}")
     if any(listing.mask for listing in found.listings):
         found.notes.append(f"tumour masks were drawn by {image_set.drawn_by}, not by hand")
     return load_case(path.name, found, options, last)

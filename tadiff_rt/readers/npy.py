@@ -29,10 +29,9 @@ from tadiff_rt.errors import (
     ResourceError,
     TableError,
     TadiffError,
-    UsageError,
     raise_findings,
 )
-from tadiff_rt.readers.folders import NPY_IMAGE, entries, some
+from tadiff_rt.readers.folders import NPY_IMAGE, npy_image
 from tadiff_rt.readers.nifti import handle_nonfinite, require_labels, voxel_digest
 from tadiff_rt.readers.npy_file import NpyFile, open_npy
 from tadiff_rt.readers.npy_grid import npy_affine, parse_npy_grid
@@ -43,6 +42,8 @@ from tadiff_rt.readers.visits import in_order
 AXES = {"image": 4, "label": 4, "days": 1, "treatment": 1}
 """Arrays of a case, and how many axes each has."""
 NUM_MODALITIES = (4, 3)
+MAX_SESSIONS = 200
+"""The check of the order of channels compares every two of them."""
 _NAMES = {code: name for name, code in TREATMENTS.items()}
 
 
@@ -67,19 +68,20 @@ def read_npy_case(path: Path, options: ReadOptions, *, last: int | None = None) 
     Raises:
         UsageError: TD3002, the folder holds several cases.
         TadiffError: carrying every problem of the headers, then of days, treatments and counts,
-            then of the voxels. TD3319 where the counts disagree, TD3322 where the channels are
-            ordered by session.
+            then of the voxels. TD3303 for more than MAX_SESSIONS sessions, TD3319 where the
+            counts disagree, TD3322 where the channels are ordered by session, TD7001 where
+            memory does not suffice.
     """
     parse_npy_grid(options.npy_grid)
-    path = _image_path(path)
+    path = npy_image(path)
     name = path.name.removesuffix(NPY_IMAGE)
     if problem := id_problem(name):
         raise TableError("TD3318", f"case {quoted(name)} {problem}", where=path.name)
     notes: list[str] = []
     arrays = _open_all(path, name, options)
     rows = _rows(arrays, options, notes)
-    affine = _affine(arrays.image, len(rows), options, notes)
     try:
+        affine = _affine(arrays.image, len(rows), options, notes)
         sessions = _read_sessions(arrays, rows, affine, options, last, notes)
     except MemoryError as error:
         raise ResourceError("TD7001", "not enough memory to read it", where=path.name) from error
@@ -103,19 +105,6 @@ def _affine(
         findings += error.findings
     raise_findings(findings)
     return affine
-
-
-def _image_path(path: Path) -> Path:
-    if not os.path.isdir(path):
-        return path
-    images = [name for name in entries(path) if name.endswith(NPY_IMAGE)]
-    if not images:
-        what = f"the folder holds no array NAME{NPY_IMAGE}"
-        raise TableError("TD3122", what, where=path.name)
-    if len(images) > 1:
-        what = f"the folder holds {len(images)} cases: {some(images)}"
-        raise UsageError("TD3002", what, where=path.name, fix=f"name one, e.g. {images[0]}")
-    return path / images[0]
 
 
 def _open_all(path: Path, name: str, options: ReadOptions) -> Arrays:
@@ -191,6 +180,10 @@ def _check_counts(arrays: Arrays) -> None:
     if channels not in [n * sessions for n in NUM_MODALITIES]:
         each = " or ".join(map(str, NUM_MODALITIES))
         wrong.append(f"{channels} channels in {arrays.image.label}, expected {each} a session")
+    if sessions > MAX_SESSIONS:
+        what = f"there are {sessions} sessions, at most {MAX_SESSIONS} are read"
+        fix = "save the arrays of one patient, with the sessions that are wanted"
+        findings.append(TableError("TD3303", what, where=arrays.days.label, fix=fix))
     if wrong:
         what = f"there are {sessions} days, but {'; '.join(wrong)}"
         fix = "find out which sessions lack a day, and save all arrays for the same sessions"

@@ -63,15 +63,18 @@ def check_modality_major(image: NpyFile, num_sessions: int, notes: list[str]) ->
 
 
 def _profile(image: NpyFile, channel: int) -> NDArray[np.float64]:
-    """Means of blocks that lie in the brain; NaN elsewhere."""
+    """Means of blocks that lie in the brain; NaN elsewhere, not finite where a voxel is not."""
     _, h, w, d = image.shape
-    planes = image.planes(channel, max(1, h // PROFILE_EDGE)).astype(np.float64)
+    planes = image.planes(channel, max(1, h // PROFILE_EDGE))
     edges = [max(1, n // PROFILE_EDGE) for n in (w, d)]
     w, d = w - w % edges[0], d - d % edges[1]
-    blocks = planes[:, :w, :d].reshape(len(planes), w // edges[0], edges[0], -1, edges[1])
-    # A block at the border of a brain says more of its mask, which a session shares, than of it.
-    whole = blocks.min(axis=(2, 4)) > 0
-    return np.where(whole, blocks.mean(axis=(2, 4)), np.nan).ravel()
+    with np.errstate(over="ignore", invalid="ignore"):
+        # Voxels as they will be read: what single precision cannot hold is infinite.
+        voxels = planes[:, :w, :d].astype(np.float32).astype(np.float64)
+        blocks = voxels.reshape(len(planes), w // edges[0], edges[0], -1, edges[1])
+        # A block at the border of a brain says more of the mask that a session shares than of it.
+        whole = blocks.min(axis=(2, 4)) > 0
+        return np.where(whole, blocks.mean(axis=(2, 4)), np.nan).ravel()
 
 
 def _correlations(profiles: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 STAGES = (
     "environment",
     "tests",
+    "alone",
     "export",
     "roofline",
     "kernels",

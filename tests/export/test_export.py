@@ -20,9 +20,11 @@ from tadiff_export.onnx import conditioner_to_onnx, denoiser_to_onnx
 from tadiff_export.package import bundle_path, export, summary
 from tadiff_export.split import Conditioner, Denoiser, split
 from tadiff_export.wanted import Wanted, default_batch
+from tadiff_kernels.conditioning import pack
 from tadiff_rt.backends import load_backend
 from tadiff_rt.backends.ort import BATCH
 from tadiff_rt.bundle import MANIFEST, open_bundle
+from tadiff_rt.card import ModelCard
 from tadiff_rt.errors import (
     EngineError,
     ModelFileError,
@@ -32,8 +34,10 @@ from tadiff_rt.errors import (
     UsageError,
 )
 from tadiff_rt.forecast import Forecaster
+from tadiff_rt.preprocess import DataContract
 from tadiff_rt.schedule import NoiseSchedule
-from tadiff_train.checkpoint import SIDECAR, WEIGHTS, load_checkpoint
+from tadiff_train.checkpoint import SIDECAR, WEIGHTS, load_checkpoint, save_checkpoint
+from tadiff_train.network import NetworkConfig, TaDiffNet
 
 SIZE = 32
 LITTLE = Settings(samples=2, num_steps=1)
@@ -127,6 +131,10 @@ def test_every_artefact_is_certified(bundle_of_targets):
         assert any("norm" in line for line in certificate.kept_fp32)
         assert manifest.denoisers[exact].certificate.worst < certificate.worst < 1
     assert "simulated" in manifest.denoisers[1].certificate.evaluated
+    elsewhere = "compiled on a GPU, and compared there with the canary"
+    for artefact in manifest.denoisers:
+        on_cpu = artefact.label == "torch fp16" and not torch.cuda.is_available()
+        assert artefact.certificate.evaluated.endswith(elsewhere) == on_cpu
     assert manifest.conditioner_program.operators == {"conditioning": 1}
     assert manifest.conditioner.format == "onnx"
 
@@ -188,6 +196,80 @@ def test_a_network_that_is_exported_wrongly_is_not_written(checkpoint, tmp_path,
         export(checkpoint, tmp_path / "new.tadiff", settings=LITTLE)
     assert e.value.code == "TD6010"
     assert list(tmp_path.iterdir()) == []
+
+
+def scaled(*parts):
+    *others, projection, bias = pack(*parts)
+    return [*others, -2 * projection, bias]
+
+
+def with_mlps_swapped(fourier, mlps, projections):
+    time, days, treatments = mlps
+    return pack(fourier, [days, time, treatments], projections)
+
+
+def in_reverse_order(fourier, mlps, projections):
+    return pack(fourier, mlps, projections[::-1])
+
+
+def without_the_last_block(fourier, mlps, projections):
+    return pack(fourier, mlps, projections[:-1])
+
+
+def in_half_precision(*parts):
+    *others, projection, bias = pack(*parts)
+    return [*others, projection.half().float(), bias]
+
+
+def not_a_number(*parts):
+    *others, bias = pack(*parts)
+    bias[-1] = float("nan")
+    return [*others, bias]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (scaled, r"shifts \d\.\de[+-]\d\d, 1\.\de-05 allowed"),
+        (with_mlps_swapped, r"shifts_l2 \d\.\de"),
+        (in_reverse_order, r"shifts_l2 \d\.\de"),
+        (without_the_last_block, r"shape \(4, \d+\), expected \(4, \d+\)"),
+        (in_half_precision, r"shifts \d\.\de-0[45]"),
+        (not_a_number, "shifts not finite"),
+    ],
+)
+def test_a_conditioner_program_that_is_packed_wrongly_ends_the_export(
+    checkpoint, tmp_path, monkeypatch, wrong, said
+):
+    """No certificate of a denoiser sees it: those take the shifts of the ONNX conditioner."""
+    import tadiff_export.fuse as fuse
+
+    monkeypatch.setattr(fuse, "pack", wrong)
+    out, wanted = tmp_path / "new.tadiff", Wanted(targets=("torch",))
+    with pytest.raises(NumericsError, match=said) as e:
+        export(checkpoint, out, wanted=wanted, settings=LITTLE)
+    assert e.value.code == "TD6010"
+    assert "conditioner program" in e.value.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_heads_too_wide_for_the_kernel_cost_the_torch_programs_alone(tmp_path):
+    """One head of 160 channels, where the kernel has registers for 128."""
+    config = NetworkConfig(model_channels=32, num_res_blocks=1, channel_mult=(1, 5), num_heads=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        card = ModelCard(name="wide", trained_on="nothing", data=DataContract(size=SIZE))
+        save_checkpoint(tmp_path / "run", TaDiffNet(config), card, {"step": 0})
+    out, said = tmp_path / "new.tadiff", []
+    wanted = Wanted(targets=("torch", "onnx"))
+    manifest = export(tmp_path / "run", out, wanted=wanted, settings=LITTLE, say=said.append)
+    assert [artefact.label for artefact in manifest.denoisers] == ["onnx fp32"]
+    assert manifest.conditioner_program is None
+    (rejected,) = manifest.rejected
+    assert (rejected.format, rejected.precision, rejected.code) == ("torch", "fp32", "TD5023")
+    assert "160 channels wide" in rejected.reason
+    assert any("torch fp32 is not listed" in line for line in said)
+    Forecaster.load(out)
 
 
 def test_a_half_graph_that_fails_is_not_listed(checkpoint, tmp_path, monkeypatch):
@@ -356,11 +438,6 @@ def test_an_engine_that_does_not_run_here_does_not_cost_the_rest(
 @pytest.mark.slow
 def test_an_untrained_network_is_exported(checkpoint, tmp_path):
     """Its norms have equal weights, which the exporter shares between images and rows."""
-    from tadiff_rt.card import ModelCard
-    from tadiff_rt.preprocess import DataContract
-    from tadiff_train.checkpoint import save_checkpoint
-    from tadiff_train.network import NetworkConfig, TaDiffNet
-
     config = NetworkConfig(
         model_channels=64, num_res_blocks=1, channel_mult=(1, 2), attention_strides=(2,)
     )

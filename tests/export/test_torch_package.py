@@ -94,10 +94,9 @@ def set_guard(code):
     return lambda document: document["guards_code"].append(code)
 
 
-def set_expression(document):
-    document["graph_module"]["graph"]["sym_int_values"] = {
-        "s0": {"as_expr": {"expr_str": "__import__('os').system('true')", "hint": None}}
-    }
+def set_expression(expression):
+    value = {"as_expr": {"expr_str": expression, "hint": None}}
+    return lambda document: document["graph_module"]["graph"].update(sym_int_values={"s0": value})
 
 
 def pickled(document):
@@ -117,7 +116,20 @@ HOSTILE = {
     "a guard behind a guard": lambda p: edited(
         p, MODEL, set_guard("L['x_t'].size()[0] == 1 or exit()")
     ),
-    "an expression that calls": lambda p: edited(p, MODEL, set_expression),
+    "a guard that reads attributes": lambda p: edited(p, MODEL, set_guard("L.keys.__self__")),
+    "an expression that calls": lambda p: edited(
+        p, MODEL, set_expression("__import__('os').system('true')")
+    ),
+    "an expression of endless digits": lambda p: edited(p, MODEL, set_expression("1e30000000")),
+    "an expression of more digits than sizes": lambda p: edited(
+        p, MODEL, set_expression("1234567890")
+    ),
+    "an expression that reads attributes": lambda p: edited(
+        p, MODEL, set_expression("E.free_symbols")
+    ),
+    "an expression that is a name": lambda p: edited(p, MODEL, set_expression("E")),
+    "an expression in a list": lambda p: edited(p, MODEL, set_expression(["1e30000000"])),
+    "an expression in an object": lambda p: edited(p, MODEL, set_expression({"x": "1e30000000"})),
     "a key that is code": lambda p: edited(
         p, MODEL, lambda d: d["range_constraints"].update({"exit()": {}})
     ),
@@ -147,6 +159,33 @@ def test_what_loading_would_execute_is_refused(program, name):
     with pytest.raises(ModelFileError) as e:
         scan_program(HOSTILE[name](program), "p.pt2")
     assert e.value.code == "TD4105"
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "7",
+        "Symbol('s29', positive=True, integer=True)",
+        "Mul(Integer(36864), Symbol('s29', positive=True, integer=True))",
+        "Mul(Integer(268435456), Symbol('s29', positive=True, integer=True))",
+    ],
+)
+def test_expressions_of_sizes_are_not_refused(program, expression):
+    assert scan_program(edited(program, MODEL, set_expression(expression)), "p.pt2").operators
+
+
+def test_a_program_for_images_of_192_is_not_refused(denoiser):
+    """It holds products of the number of rows with 36,864 pixels."""
+    assert scan_program(denoiser_to_program(denoiser, 192), "p.pt2").operators["attention"] == 4
+
+
+def test_a_program_of_an_earlier_version_says_what_to_do(program):
+    """Before attention was an operator of its own, programs held softmax and matmul."""
+    old = edited(program, MODEL, set_target("torch.ops.aten.softmax.int"))
+    with pytest.raises(ModelFileError, match=r"softmax\.int") as e:
+        scan_program(old, "p.pt2")
+    assert "export the checkpoint again" in e.value.fix
+    assert "tadiff-export CKPT --target torch" in e.value.fix
 
 
 BROKEN = {

@@ -1,12 +1,9 @@
-"""Without a CUDA device, kernels run in Triton's interpreter, which is numpy underneath."""
-
-import os
+"""What Triton's interpreter computes otherwise than a GPU, put right where there is none."""
 
 import numpy as np
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is defined, so before its import
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, interpreter_builder
 

@@ -324,7 +324,9 @@ def test_needs_no_triton_on_a_cpu():
         (4, lambda a: a.transpose(1, 2), r"hidden_weight must be .* of shape \(3, 32, 64\)"),
         (6, lambda a: a.mT.contiguous().mT, "out_weight must be contiguous, got strides"),
         (8, lambda a: a.T, r"projection must be .* of shape \(128, 40\)"),
-        (3, lambda a: a[:, :15], "multiple of 32, got 30"),
+        (3, lambda a: a[:, :15], "multiple of 32 from 32 to 4096, got 30"),
+        (3, lambda a: a[:, :0], "from 32 to 4096, got 0"),
+        (3, lambda a: a.new_zeros(2, 2064), "from 32 to 4096, got 4128"),
         (9, None, "weights must be the 7 of `pack`, got 6"),
     ],
 )

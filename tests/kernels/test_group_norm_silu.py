@@ -6,6 +6,7 @@ arithmetic, masks and dtypes are still exercised, on small shapes.
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -348,6 +349,15 @@ def test_refuses_samples_beyond_int32():
     x = torch.empty(2, 2**11 + 1, 2**10, 2**9, device="meta", dtype=torch.float16)
     weight = torch.empty(2**11 + 1, device="meta")
     with pytest.raises(ValueError, match="more than 1073741824 elements"):
+        _check(x, None, None, weight, weight, 1, 1e-5)
+
+
+@pytest.mark.parametrize(("channels", "refused"), [(2**16, False), (2**16 + 1, True)])
+def test_refuses_groups_wider_than_a_tile(channels, refused):
+    """Statistics of a group beside 16 channels: 2^20 numbers, the most in Triton."""
+    x, weight = (torch.empty(*n, device="meta") for n in ((1, channels, 1, 1), (channels,)))
+    expected = pytest.raises(ValueError, match="at most 65536 channels, got 65537")
+    with expected if refused else nullcontext():
         _check(x, None, None, weight, weight, 1, 1e-5)
 
 

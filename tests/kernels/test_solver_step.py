@@ -524,7 +524,10 @@ def test_a_row_that_begins_beyond_int32():
     x = torch.randn(3, size, size, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     run = Run(plan, np.zeros((1, 3, 8, 8), np.float32), [(0, 0)])
     run.x = x.expand(b, 3, size, size).contiguous()
-    run.estimates, run.fused = torch.zeros_like(run.x)[None], torch.zeros(b, 4, size, size).cuda()
+    run.estimates, run.fused = (
+        torch.zeros_like(run.x)[None],
+        torch.zeros(b, 4, size, size, device=DEVICE),
+    )
     run.broken = torch.full((b,), NEVER, dtype=torch.int32, device=DEVICE)
     run.rows = philox.row_words([(0, 0)] * b, DEVICE)
     eps, logits = (torch.ones(1, c, size, size, device=DEVICE).expand(b, c, size, size) / 8

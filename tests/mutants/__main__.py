@@ -55,7 +55,8 @@ def passes(tree: Path, *tests: str) -> bool:
         check=False,
         env={**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"},
     )
-    if result.returncode > 1:  # below 0: a fault made it crash, which is caught as well
+    # 2: a fault that a test file cannot be collected with; below 0: one that crashed the process.
+    if result.returncode > 2:
         raise SystemExit(f"pytest ended with {result.returncode}:\n{result.stdout[-2000:]}")
     return result.returncode == 0
 

@@ -5,6 +5,7 @@ from tests.mutants.mutant import Mutant
 OP = "kernels/attention.py"
 TRITON = "kernels/attention_triton.py"
 TEST = "tests/kernels/test_attention.py"
+ROUNDED = f"{TEST}::test_on_a_cpu_half_precision_rounds_weights_as_the_kernel_does"
 
 MUTANTS = (
     Mutant(
@@ -223,6 +224,58 @@ MUTANTS = (
         "if not qkv.is_contiguous():",
         "if False:",
         f"{TEST}::test_rejects_what_it_would_misread",
+    ),
+    Mutant(
+        "fp32 weights for half precision on a CPU",
+        OP,
+        "if qkv.dtype != torch.float32:",
+        "if False:",
+        ROUNDED,
+    ),
+    Mutant(
+        "weights rounded after they were divided by their sum",
+        OP,
+        "(p / top).to(qkv.dtype).float() * top",
+        "p.to(qkv.dtype).float()",
+        ROUNDED,
+    ),
+    Mutant(
+        "weights of bf16 rounded as fp16",
+        OP,
+        "(p / top).to(qkv.dtype)",
+        "(p / top).to(torch.float16)",
+        ROUNDED,
+    ),
+    Mutant(
+        "more samples than a grid has room for",
+        OP,
+        "if max(len(qkv), num_heads) > MOST_PROGRAMS:",
+        "if num_heads > MOST_PROGRAMS:",
+        f"{TEST}::test_rejects_what_a_launch_cannot_address",
+    ),
+    Mutant(
+        "samples of qkv beyond int32",
+        OP,
+        "if qkv.shape[1] * channels > MOST_ELEMENTS:",
+        "if qkv.shape[1] > MOST_ELEMENTS:",
+        f"{TEST}::test_rejects_what_a_launch_cannot_address",
+    ),
+    *(
+        Mutant(
+            f"{file}: {launch.partition('(')[0]} on PyTorch's current device",
+            f"kernels/{file}.py",
+            f"    with torch.cuda.device({first}.device):\n        {launch}",
+            f"    if True:\n        {launch}",
+            f"{TEST}::test_every_operator_launches_on_the_device_of_its_tensors",
+        )
+        for file, first, launch in (
+            ("attention", "qkv", "launch(qkv"),
+            ("conditioning", "t", "return launch(t"),
+            ("group_norm_silu", "x", "launch(x"),
+            ("solver_step", "arguments[0]", "launch(*arguments"),
+            ("solver_step", "arguments[0]", "launch_start(*arguments"),
+            ("ensemble_step", "arguments[0]", "launch(*arguments"),
+        )
     ),
     Mutant(
         "fp32 products on TF32",

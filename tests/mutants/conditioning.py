@@ -212,6 +212,20 @@ MUTANTS = (
         REJECTS,
     ),
     Mutant(
+        "embeddings wider than a tile",
+        OP,
+        "if mc % 32 or not 32 <= mc <= WIDEST:",
+        "if mc % 32 or mc == 0:",
+        REJECTS,
+    ),
+    Mutant(
+        "embeddings of no width",
+        OP,
+        "if mc % 32 or not 32 <= mc <= WIDEST:",
+        "if mc % 32 or mc > WIDEST:",
+        REJECTS,
+    ),
+    Mutant(
         "fake shifts of the wrong width",
         OP,
         "weights[-1].shape[0])",

@@ -13,6 +13,7 @@ STATISTICS = "tadiff_rt/device/statistics.py"
 TEST_FORECAST = "tests/rt/test_device_forecast.py"
 TEST_GRAPH = "tests/rt/test_device_graph.py"
 TEST_MEMORY = "tests/rt/test_device_memory.py"
+TEST_SHARED = "tests/rt/test_device_shared.py"
 TEST_RUNNER = "tests/rt/test_device_runner.py"
 
 MUTANTS = (
@@ -272,15 +273,15 @@ MUTANTS = (
     Mutant(
         "device: the loop is not settled for the second of two requests",
         RUNNER,
-        "        self._settle()  # another request may have used the loop\n",
+        "            self._settle()  # another request may have used the loop\n",
         "",
         f"{TEST_RUNNER}::test_two_requests_may_be_asked_for_before_either_is_drawn",
     ),
     Mutant(
         "device: slices that came are drawn again",
         RUNNER,
-        "                    del waiting[at]\n                    yield at, statistics\n",
-        "                    yield at, statistics\n",
+        "                        del waiting[at]\n                        yield at, statistics\n",
+        "                        yield at, statistics\n",
         f"{TEST_MEMORY}::test_slices_that_came_before_come_once",
     ),
     Mutant(
@@ -313,14 +314,14 @@ MUTANTS = (
     ),
     Mutant(
         "device: all of the free memory is planned for",
-        LOOP,
+        FORM,
         "SHARE = 0.9",
         "SHARE = 1.0",
         f"{TEST_MEMORY}::test_nine_tenths_of_the_free_memory_are_planned_for",
     ),
     Mutant(
         "device: the workspace is not planned for",
-        LOOP,
+        FORM,
         "return self.buffers + self.workspace",
         "return self.buffers",
         f"{TEST_MEMORY}::test_nine_tenths_of_the_free_memory_are_planned_for",
@@ -363,8 +364,8 @@ MUTANTS = (
     Mutant(
         "device: two loops on one denoiser",
         RUNNERS,
-        "_LOOPS.get(id(denoiser)) or DeviceLoop(denoiser)",
-        "DeviceLoop(denoiser)",
+        "_LOOPS.get(id(denoiser)) or DeviceLoop(denoiser, check=check)",
+        "DeviceLoop(denoiser, check=check)",
         f"{TEST_FORECAST}::test_the_loop_stays_for_the_next_request_and_is_shared",
     ),
     Mutant(
@@ -394,5 +395,47 @@ MUTANTS = (
         "statistics_state(self.sums, self.counts, number, samples)",
         "statistics_state(self.sums, self.counts, 0, samples)",
         f"{TEST_RUNNER}::test_the_bucket_changes_no_bit",
+    ),
+    Mutant(
+        "device: requests of two threads at once",
+        LOOP,
+        "        with self._turn:\n",
+        "        with nullcontext():\n",
+        f"{TEST_SHARED}::test_requests_of_two_threads_take_turns",
+    ),
+    Mutant(
+        "device: half or nothing",
+        FIT,
+        " or [b for b in buckets if b < rows][:1]",
+        "",
+        f"{TEST_SHARED}::test_the_smallest_bucket_is_tried_where_half_is_smaller_still",
+    ),
+    Mutant(
+        "device: memory only where it is named first",
+        FIT,
+        "    return ran_out(error.__cause__ or error.__context__)",
+        "    return False",
+        f"{TEST_SHARED}::test_memory_is_named_behind_the_error_that_it_led_to",
+    ),
+    Mutant(
+        "device: sources beside what an earlier request holds",
+        RUNNER,
+        "        self._loop.release()\n        try:\n            return Feed",
+        "        try:\n            return Feed",
+        f"{TEST_SHARED}::test_sources_that_do_not_fit_beside_an_earlier_request_get_its_memory",
+    ),
+    Mutant(
+        "device: collecting stays off",
+        LOOP,
+        "            if collects:\n                gc.enable()",
+        "            pass",
+        f"{TEST_SHARED}::test_collecting_is_on_again_after_a_capture",
+    ),
+    Mutant(
+        "device: buckets that no canary saw",
+        LOOP,
+        "            if self._check is not None:\n",
+        "            if not self.denoiser:\n",
+        f"{TEST_SHARED}::test_every_bucket_of_the_device_gives_the_canarys_answer",
     ),
 )

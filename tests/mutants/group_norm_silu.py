@@ -291,6 +291,13 @@ MUTANTS = (
         f"{TEST}::test_refuses_samples_beyond_int32",
     ),
     Mutant(
+        "norm: groups wider than a tile",
+        OP,
+        "if c // num_groups > WIDEST_GROUP:",
+        "if num_groups > WIDEST_GROUP:",
+        f"{TEST}::test_refuses_groups_wider_than_a_tile",
+    ),
+    Mutant(
         "norm: a size of 1 is no tensor",
         TRITON,
         "return mean, m2 / (GROUP * P)",

@@ -3,6 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 SAILOR = "tests/rt/test_sailor.py"
+READERS = "tests/rt/test_readers.py"
 LUMIERE = "tests/rt/test_lumiere.py"
 NPY = "tests/rt/test_npy_reader.py"
 R = "tadiff_rt/readers"
@@ -272,6 +273,101 @@ MUTANTS = (
         "    _check_meant(layout, options)\n",
         "",
         f"{SAILOR}::test_options_of_other_layouts_are_refused",
+    ),
+    Mutant(
+        "any number of sessions of an array compared",
+        f"{R}/npy.py",
+        "if sessions > MAX_SESSIONS:",
+        "if sessions > channels:",
+        f"{NPY}::test_only_so_many_sessions_are_read",
+    ),
+    Mutant(
+        "one session fewer than may be read",
+        f"{R}/npy.py",
+        "if sessions > MAX_SESSIONS:",
+        "if sessions >= MAX_SESSIONS:",
+        f"{NPY}::test_only_so_many_sessions_are_read",
+    ),
+    Mutant(
+        "memory that runs out while the order is checked",
+        f"{R}/npy.py",
+        """    try:
+        affine = _affine(arrays.image, len(rows), options, notes)
+""",
+        """    affine = _affine(arrays.image, len(rows), options, notes)
+    try:
+""",
+        f"{NPY}::test_memory_that_does_not_suffice_is_an_error_of_ours",
+    ),
+    Mutant(
+        "the order judged by voxels beyond single precision",
+        f"{R}/npy_order.py",
+        ".astype(np.float32).astype(np.float64)",
+        ".astype(np.float64)",
+        f"{NPY}::test_voxels_beyond_single_precision_are_infinite_and_spoil_only_their_block",
+    ),
+    Mutant(
+        "a warning of numpy for a voxel that is too large",
+        f"{R}/npy_order.py",
+        'np.errstate(over="ignore", invalid="ignore")',
+        'np.errstate(invalid="ignore")',
+        f"{NPY}::test_voxels_beyond_single_precision_are_infinite_and_spoil_only_their_block",
+    ),
+    Mutant(
+        "a warning of numpy for infinities of both signs",
+        f"{R}/npy_order.py",
+        'np.errstate(over="ignore", invalid="ignore")',
+        'np.errstate(over="ignore")',
+        f"{NPY}::test_infinities_of_both_signs_in_one_block_are_counted",
+    ),
+    Mutant(
+        "blocks with infinite voxels compared",
+        f"{R}/npy_order.py",
+        "inside = np.isfinite(profiles).all(axis=0)",
+        "inside = ~np.isnan(profiles).any(axis=0)",
+        f"{NPY}::test_voxels_beyond_single_precision_are_infinite_and_spoil_only_their_block",
+    ),
+    Mutant(
+        "dots of a path collapsed before links are followed",
+        f"{R}/folders.py",
+        "path = path.absolute()",
+        "path = Path(os.path.abspath(path))",
+        f"{READERS}::test_dots_after_a_link_lead_where_the_system_says",
+    ),
+    Mutant(
+        "a folder called two dots",
+        f"{R}/folders.py",
+        'return path.resolve() if path.name == ".." else path',
+        "return path",
+        f"{READERS}::test_dots_after_a_link_lead_where_the_system_says",
+    ),
+    Mutant(
+        "a linked subject under another name",
+        f"{R}/folders.py",
+        'return path.resolve() if path.name == ".." else path',
+        "return path.resolve()",
+        f"{READERS}::test_a_link_to_a_subject_keeps_its_own_name",
+    ),
+    Mutant(
+        "absolute paths joined to the current folder",
+        f"{R}/folders.py",
+        "path = path.absolute()",
+        "path = Path.cwd() / path",
+        f"{READERS}::test_an_absolute_path_needs_no_current_folder",
+    ),
+    Mutant(
+        "images with skull taken without a word",
+        f"{R}/lumiere.py",
+        'if version == "raw":',
+        'if version == "scanned":',
+        f"{LUMIERE}::test_raw_images_have_a_skull_which_is_noted",
+    ),
+    Mutant(
+        "the note on skulls for every version",
+        f"{R}/lumiere.py",
+        'if version == "raw":',
+        "if image_set.images:",
+        f"{LUMIERE}::test_a_patient_is_read_with_days_of_weeks_treatments_and_voxels",
     ),
     Mutant(
         "voxels between tumour and background taken for background",

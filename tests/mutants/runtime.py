@@ -16,6 +16,11 @@ CANARY = "tests/rt/test_canary.py"
 CHOOSE = "tests/rt/test_choose.py"
 CACHE = "tests/rt/test_cache.py"
 EXPORT = "tests/export"
+HOSTILE = f"{EXPORT}/test_torch_package.py::test_what_loading_would_execute_is_refused"
+PACKED = (
+    f"{EXPORT}/test_export.py::test_a_conditioner_program_that_is_packed_wrongly_ends_the_export"
+)
+WIDE = f"{EXPORT}/test_export.py::test_heads_too_wide_for_the_kernel_cost_the_torch_programs_alone"
 
 MUTANTS = (
     # plans
@@ -301,9 +306,44 @@ MUTANTS = (
     Mutant(
         "code behind a harmless beginning",
         "tadiff_rt/pt2_scan.py",
-        "if not harmless.fullmatch(value):",
-        "if not harmless.match(value):",
-        f"{EXPORT}/test_torch_package.py::test_what_loading_would_execute_is_refused",
+        "not _FORMS.get(key, _NAME).fullmatch(value):",
+        "not _FORMS.get(key, _NAME).match(value):",
+        HOSTILE,
+    ),
+    Mutant(
+        "sizes of as many digits as one likes",
+        "tadiff_rt/pt2_scan.py",
+        '|[0-9]{{1,9}}")',
+        '|[0-9e]{{1,20}}")',
+        HOSTILE,
+    ),
+    Mutant(
+        "sizes that are names",
+        "tadiff_rt/pt2_scan.py",
+        "if not _EXPRESSION.fullmatch(str(value)):",
+        "if not (_EXPRESSION.fullmatch(str(value)) or _NAME.fullmatch(str(value))):",
+        HOSTILE,
+    ),
+    Mutant(
+        "sizes judged where they are strings",
+        "tadiff_rt/pt2_scan.py",
+        'if key == "expr_str":',
+        'if key == "expr_str" and isinstance(value, str):',
+        HOSTILE,
+    ),
+    Mutant(
+        "sizes of images below 100",
+        "tadiff_rt/pt2_scan.py",
+        "Mul\\(Integer\\([0-9]{{1,9}}\\)",
+        "Mul\\(Integer\\([0-9]{{1,4}}\\)",
+        f"{EXPORT}/test_torch_package.py::test_a_program_for_images_of_192_is_not_refused",
+    ),
+    Mutant(
+        "guards that are names",
+        "tadiff_rt/pt2_scan.py",
+        '_GUARD = re.compile(rf"',
+        '_GUARD = re.compile(rf"[A-Za-z0-9_.]+|',
+        HOSTILE,
     ),
     # export
     Mutant(
@@ -326,6 +366,55 @@ MUTANTS = (
         "[group for group in groups if group.averaged] or groups",
         "[group for group in groups if not group.averaged] or groups",
         f"{EXPORT}/test_formats.py",
+    ),
+    Mutant(
+        "a conditioner program that is never run",
+        "tadiff_export/programs.py",
+        "_require_shifts(judge.net, load_module(draft, artefact, device), device, reference)",
+        "load_module(draft, artefact, device)",
+        PACKED,
+    ),
+    Mutant(
+        "a conditioner program compared with itself",
+        "tadiff_export/programs.py",
+        "sides = (got, shifts_of(exact_net, condition), shifts_of(net, condition))",
+        "sides = (got, got, got)",
+        PACKED,
+    ),
+    Mutant(
+        "a conditioner program with the budget of half precision",
+        "tadiff_export/programs.py",
+        'errors(plain, exact), BUDGETS["fp32"])',
+        'errors(plain, exact), BUDGETS["fp16"])',
+        PACKED,
+    ),
+    Mutant(
+        "a conditioner program of any shape",
+        "tadiff_export/programs.py",
+        "    if shape != expected:\n",
+        "    if False:\n",
+        PACKED,
+    ),
+    Mutant(
+        "heads of any width as torch programs",
+        "tadiff_export/programs.py",
+        "if widest > WIDEST:",
+        "if False:",
+        WIDE,
+    ),
+    Mutant(
+        "a conditioner program without a denoiser",
+        "tadiff_export/programs.py",
+        "    if no_form(judge.net):\n        return\n",
+        "",
+        WIDE,
+    ),
+    Mutant(
+        "half precision certified on a CPU as if it ran on a GPU",
+        "tadiff_export/programs.py",
+        'if precision == "fp32" or backend.on_device() is not None:',
+        "if True:",
+        f"{EXPORT}/test_export.py::test_every_artefact_is_certified",
     ),
     Mutant(
         "a budget of 1 % for fp32",

@@ -105,7 +105,7 @@ def test_a_forecast_is_that_of_the_loop_on_arrays(change, forecaster, device_for
     assert_same_forecast(there, here)
     assert there.report["notes"] == here.report["notes"]
     said = there.report["device"]
-    assert (said["bucket"], said["mode"], said["peak_bytes"]) == (4, "eager", None)
+    assert (said["bucket"], said["mode"], said["held_bytes"]) == (4, "eager", None)
     assert said["planned_bytes"] > 0
     assert "device" not in here.report
     alike = {"sampling", "request", "sources", "volume_ml"}

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tadiff_rt.device.buckets import CALL_ROWS, best_bucket, cut, most_segments
-from tadiff_rt.device.form import Form
-from tadiff_rt.device.loop import DeviceLoop, Memory
+from tadiff_rt.device.form import Form, Memory
+from tadiff_rt.device.loop import DeviceLoop
 from tadiff_rt.errors import EngineError, ResourceError, UsageError
 from tadiff_rt.runner import SampleSize, Work
 from tests.rt.test_device_runner import (
@@ -128,7 +128,7 @@ def test_bytes_are_those_that_are_allocated(solver, start_lam):
         "bucket": 4,
         "mode": "eager",
         "planned_bytes": allocated,
-        "peak_bytes": None,
+        "held_bytes": None,
     }
     graph = on_device(DeviceLoop(Network(4), lambda enqueue: enqueue))
     results = [graph._loop.buffers[n].nbytes for n in ("x", "fused", "broken", "sums", "counts")]
@@ -167,7 +167,7 @@ def test_the_largest_bucket_that_fits_is_taken(rows):
         assert loop.memory.workspace == taken * 10**6
         list(request.statistics(WORK, INSIDE))
         said = request.report()["device"]
-        assert said["peak_bytes"] == said["planned_bytes"] == loop.memory.planned
+        assert said["held_bytes"] == said["planned_bytes"] == loop.memory.planned
 
 
 def test_the_smallest_bucket_is_tried_however_little_is_free():

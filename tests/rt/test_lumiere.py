@@ -4,6 +4,7 @@ The copy holds all three versions of every session with different voxels, so tha
 and what else the data set holds: T2, masks in the space of single scans.
 """
 
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +14,7 @@ import pytest
 from tadiff_rt.case import MODALITIES, ReadOptions
 from tadiff_rt.errors import TadiffError
 from tadiff_rt.readers import read_case
+from tadiff_rt.report import without_names
 
 SHAPE = (9, 10, 11)
 WEEKS = ("week-000-1", "week-003", "week-013", "week-021", "week-044")
@@ -96,8 +98,8 @@ def test_a_patient_is_read_with_days_of_weeks_treatments_and_voxels(patient, ver
         else:
             assert session.mask is None
     by = {"registered": "HD-GLIO-AUTO", "atlas": "DeepBraTumIA"}
-    notes = (f"tumour masks were drawn by {by[version]}, not by hand",) if version in by else ()
-    assert case.notes == notes
+    if version in by:
+        assert case.notes == (f"tumour masks were drawn by {by[version]}, not by hand",)
 
 
 def test_a_version_of_the_images_is_chosen_by_name(patient):
@@ -117,6 +119,18 @@ def test_the_only_version_there_is_needs_no_choice(tmp_path, version):
     case = read(patient, lumiere_images="auto")
     expected = voxels(version, WEEKS[1], 1)
     np.testing.assert_array_equal(case.sessions[1].images["t1c"].data, expected)
+
+
+def test_raw_images_have_a_skull_which_is_noted(patient):
+    (note,) = read(patient, lumiere_images="raw").notes
+    assert note.startswith("images are as scanned, with skull")
+    assert "skull-stripped and registered" in note
+    for week in patient.iterdir():
+        for version in VERSIONS[1:] if week.is_dir() else ():
+            shutil.rmtree(week / IMAGES[version][0].partition("/")[0])
+    case = read(patient, lumiere_images="auto")
+    assert case.notes == (note,)
+    assert without_names(case.notes, case) == [note]
 
 
 def test_a_folder_of_one_patient_is_that_patient(patient):

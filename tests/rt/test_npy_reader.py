@@ -6,6 +6,7 @@ one session differ in contrast as scans do.
 """
 
 import os
+import resource
 from importlib.resources import files
 from pathlib import Path
 
@@ -260,6 +261,43 @@ def test_counts_that_disagree_are_refused(tmp_path, six, changed, names):
     assert all(name in text for name in names)
 
 
+def test_only_so_many_sessions_are_read(tmp_path):
+    """Channels are compared two by two, which 10,000 sessions of a few voxels would keep busy."""
+    for num, expected in ((200, []), (201, ["TD3303"])):
+        path = write(
+            tmp_path,
+            image=np.ones((4 * num, 1, 1, 1), np.float32),
+            label=None,
+            days=np.arange(num),
+            treatment=np.zeros(num, np.int8),
+        )
+        if not expected:
+            assert len(read(path).sessions) == num
+            continue
+        ((code, text),) = findings(path)
+        assert code == "TD3303"
+        assert "201 sessions, at most 200" in text
+        assert "sub-17_days.npy" in text
+
+
+def test_memory_that_does_not_suffice_is_an_error_of_ours(tmp_path):
+    """Planes of 1 GiB, in a file with holes, of which the check of the order reads one first."""
+    num, edge = 2, 1 << 14
+    path = write(tmp_path, num, image=b"", label=None)
+    with path.open("wb") as file:
+        fields = {"descr": "<f4", "fortran_order": False, "shape": (3 * num, 1, edge, edge)}
+        np.lib.format.write_array_header_1_0(file, fields)
+        file.truncate(file.tell() + 3 * num * edge * edge * 4)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 28), before[1]))
+    try:
+        found = codes(path, max_voxels=edge * edge)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert found == ["TD7001"]
+
+
 def test_labels_lie_on_the_grid_of_the_images(tmp_path, six):
     label = np.zeros((6, 30, 26, 21), np.int8)
     ((code, text),) = findings(write(tmp_path, image=six, label=label))
@@ -414,6 +452,26 @@ def test_voxels_that_are_not_finite_are_counted(tmp_path, six):
     assert case.sessions[2].images["t1c"].data[15, 13, 11] == 0
     assert sum("set to 0" in note for note in case.notes) == 2
     assert not [n for n in without_names(case.notes, case) if "sub-" in n or "ses-" in n]
+
+
+def test_voxels_beyond_single_precision_are_infinite_and_spoil_only_their_block(tmp_path):
+    image = stack(2).astype(np.float64)
+    wrong = image.reshape(4, 2, *SHAPE).swapaxes(0, 1).reshape(image.shape)
+    for array, expected in ((image, "TD3107"), (wrong, "TD3322")):
+        array[1, 15, 13, 11] = 1e300
+        assert codes(write(tmp_path, 2, image=array)) == [expected]
+    path = write(tmp_path, 2, image=1e300 * stack(2).astype(np.float64))
+    assert codes(path) == ["TD3107"] * 2
+    case = read(path, nonfinite="zero")
+    assert "the order of the channels of the arrays could not be checked" in case.notes
+
+
+def test_infinities_of_both_signs_in_one_block_are_counted(tmp_path):
+    image = np.ones((6, 2, 48, 48), np.float32)  # blocks of 2 x 2
+    image[3, 0, 0, :2] = np.inf, -np.inf
+    ((code, text),) = findings(write(tmp_path, 2, image=image, label=None))
+    assert code == "TD3107"
+    assert "(0 NaN, 2 Inf)" in text
 
 
 def test_labels_that_are_none_are_refused(tmp_path, six):

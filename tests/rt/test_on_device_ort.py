@@ -152,7 +152,7 @@ def test_every_provider_works_on_a_stream_that_is_not_0(backend, gpu, opened):
             (
                 "CUDAExecutionProvider",
                 {
-                    "cudnn_conv_algo_search": "EXHAUSTIVE",
+                    "cudnn_conv_algo_search": "HEURISTIC",
                     "use_tf32": "0",
                     "user_compute_stream": "123",
                 },

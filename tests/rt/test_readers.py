@@ -99,6 +99,38 @@ def test_the_current_folder_is_a_path_like_any_other(bids, monkeypatch):
     assert read_case(".").name == "sub-17"
 
 
+@pytest.mark.parametrize("relative", [True, False])
+def test_dots_after_a_link_lead_where_the_system_says(bids, monkeypatch, relative):
+    """Not to the subject of the same name beside the link, who is another patient."""
+    root, _ = bids
+    other = root / "elsewhere"
+    bids_table(other, "sub-17", range(2))
+    for s in range(2):
+        for m, modality in enumerate(MODALITIES):
+            write_image(image_path(other, f"ses-{s + 1:02}", modality), seed=90 + 10 * s + m)
+    (root / "link").symlink_to(other / "sub-17", target_is_directory=True)
+    monkeypatch.chdir(root)
+    start = Path() if relative else root
+    for path in ("link/../sub-17", "link/..", "link/../sub-17/ses-01/..", "link/../sub-17/."):
+        case = read_case(start / path)
+        assert (case.name, len(case.sessions)) == ("sub-17", 2), path
+    assert len(read_case(start / "elsewhere" / ".." / "sub-17").sessions) == 4
+
+
+def test_a_link_to_a_subject_keeps_its_own_name(bids):
+    root, _ = bids
+    (root / "links").mkdir()
+    (root / "links" / "sub-99").symlink_to(root / "sub-17", target_is_directory=True)
+    assert "sub-99/sub-99_sessions.tsv" in findings(root / "links" / "sub-99")[0][1]
+
+
+def test_an_absolute_path_needs_no_current_folder(bids, tmp_path_factory, monkeypatch):
+    gone = tmp_path_factory.mktemp("gone")
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert read_case(bids[0] / "sub-17").name == "sub-17"
+
+
 def test_of_several_subjects_one_must_be_named(bids):
     root, _ = bids
     bids_table(root, "sub-02")
