@@ -83,6 +83,15 @@ def with_tf32(denoise: Denoise) -> Denoise:
     return run
 
 
+def searched(denoise: Denoise, inputs: Inputs) -> Graphed:
+    """A graph of the algorithms that were fastest when cuDNN tried them: not the same twice."""
+    torch.backends.cudnn.benchmark = True
+    try:
+        return Graphed(denoise, inputs.held())
+    finally:
+        torch.backends.cudnn.benchmark = False
+
+
 def make(
     name: str, dtype: str, bench: Bench, net: TaDiffNet, inputs: Inputs, made: Made
 ) -> Denoise:
@@ -103,6 +112,9 @@ def make(
         case "fused, compiled, graph":
             compiled = made["fused, compiled", dtype]
             return Graphed(compiled, inputs.held()) if bench.on_gpu else compiled
+        case "the same, cuDNN searching":
+            compiled = made["fused, compiled", dtype]
+            return searched(compiled, inputs) if bench.on_gpu else compiled
     raise ValueError(f"no rung {name!r}")
 
 

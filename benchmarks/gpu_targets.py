@@ -22,6 +22,7 @@ LADDER = (
     ("fused", "fp16"),
     ("fused, compiled", "fp16"),
     ("fused, compiled, graph", "fp16"),
+    ("the same, cuDNN searching", "fp16"),
     ("fused", "bf16"),
     ("fused, compiled", "bf16"),
     ("fused, compiled, graph", "bf16"),
