@@ -255,7 +255,7 @@ def test_checkpoint_says_what_it_is(cases, tmp_path):
 
 def test_smoothed_terms_average_the_steps(cases, tmp_path, monkeypatch):
     """Over fewer than a hundred steps the moving average is the plain mean."""
-    import tadiff_train.fit as module
+    import tadiff_train.fit.loop as module
 
     each, told = [], []
 

@@ -6,9 +6,6 @@ takes the sigmoid of a mask twice. Here images are floats in [0, 1] and masks ar
 anything else is refused.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
@@ -19,7 +16,6 @@ SSIM_SIGMA = 1.5
 SSIM_RADIUS = 5
 """Half width of the window, which is 11 x 11."""
 SSIM_K1, SSIM_K2 = 0.01, 0.03
-RESAMPLES = 10_000
 
 
 def mae(a: NDArray[np.floating], b: NDArray[np.floating], mask: Mask | None = None) -> float:
@@ -84,67 +80,3 @@ def _checked(
     if mask.dtype != np.bool_ or not mask.any():
         raise ValueError(f"the mask must be boolean and not empty, got {mask.dtype}")
     return a.astype(np.float64), b.astype(np.float64), mask
-
-
-def dice(a: Mask, b: Mask) -> float | None:
-    """Dice coefficient 2 |a and b| / (|a| + |b|) of two masks; None if both are empty.
-
-    Two empty masks agree, but 1 would reward every slice without tumour, and 0 would punish it.
-    """
-    if a.dtype != np.bool_ or b.dtype != np.bool_:
-        raise ValueError(f"masks must be boolean, got {a.dtype} and {b.dtype}: threshold first")
-    if a.shape != b.shape:
-        raise ValueError(f"masks must have one shape, got {a.shape} and {b.shape}")
-    total = int(a.sum()) + int(b.sum())
-    return 2 * int((a & b).sum()) / total if total else None
-
-
-def signed_volume_error(pred_ml: float, true_ml: float) -> float:
-    """Predicted minus true volume: positive where the forecast is too large."""
-    return pred_ml - true_ml
-
-
-def absolute_volume_error(pred_ml: float, true_ml: float) -> float:
-    """Size of the volume error. Unlike the signed one, it does not cancel over patients."""
-    return abs(pred_ml - true_ml)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over patients, and how far another draw of patients could move it."""
-
-    mean: float
-    low: float
-    high: float
-    count: int
-    """Patients."""
-
-
-def bootstrap_interval(
-    values: Sequence[float], level: float = 0.95, seed: int = 0
-) -> Interval | None:
-    """Mean over patients with its percentile bootstrap interval: Efron and Tibshirani 1993, 13.3.
-
-    Patients are drawn again with replacement; slices and voxels of one patient are no independent
-    observations and never enter on their own. With few patients the interval is too narrow: of
-    n patients, it never reaches beyond the extremes of their values.
-
-    Args:
-        values: one finite number a patient.
-        level: inside (0, 1).
-        seed: the same seed gives the same interval.
-
-    Returns:
-        None without values.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"level must be inside 0 to 1, got {level}")
-    x = np.asarray(values, dtype=np.float64)
-    if not np.isfinite(x).all():
-        raise ValueError("values must be finite: leave out patients for whom one is undefined")
-    if x.size == 0:
-        return None
-    drawn = np.random.default_rng(seed).integers(x.size, size=(RESAMPLES, x.size))
-    means = x[drawn].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(x.mean()), float(low), float(high), int(x.size))

@@ -1,0 +1,1 @@
+"""The commands of `tadiff-train`, one a file; torch is imported inside them."""
