@@ -23,6 +23,8 @@ from tests.mutants import (
     ensemble_step,
     group_norm_silu,
     layouts,
+    losses,
+    metrics,
     runtime,
     solver_step,
 )
@@ -32,6 +34,8 @@ ROOT = Path(__file__).parents[2]
 KINDS = (
     runtime,
     layouts,
+    losses,
+    metrics,
     backends,
     device,
     attention,

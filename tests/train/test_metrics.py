@@ -1,12 +1,14 @@
 """Metrics against scikit-image, closed forms and the traps of the published evaluation."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 from skimage.metrics import structural_similarity
 
+from tadiff_train import metrics
 from tadiff_train.metrics import (
     absolute_volume_error,
     bootstrap_interval,
@@ -205,3 +207,10 @@ def test_the_bootstrap_of_nothing_is_undefined_and_of_the_undefined_refused():
         bootstrap_interval([0.5, math.inf])
     with pytest.raises(ValueError, match="level"):
         bootstrap_interval([0.5], 95)
+
+
+def test_every_metric_is_explained():
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    functions = [name for name in metrics.__all__ if name.islower()]
+    assert len(functions) >= 20
+    assert [name for name in functions if f"`{name}`" not in page] == []
