@@ -12,7 +12,8 @@ import torch
 
 from benchmarks.harness import append
 from tadiff_train.checkpoint import load_checkpoint
-from tadiff_train.data import batches, cache_cases
+from tadiff_train.data import cache_cases
+from tadiff_train.data.windows import Windows, collate
 from tadiff_train.diffusion import add_noise
 
 TIMES = (1000, 900, 700, 500, 300, 100, 50, 20, 10, 5, 2, 1)
@@ -24,10 +25,11 @@ def main(run: str, cohort: str, cache: str | None = None) -> None:
     net, sidecar = load_checkpoint(Path(run))
     with tempfile.TemporaryDirectory() as scratch:
         cases = cache_cases(Path(cohort), sidecar.card.data, Path(cache or scratch))
-        batch = next(batches(cases, BATCH, seed=0))
-    b, _, m, h, w = batch.images.shape
-    noise = torch.randn(b, m, h, w, generator=torch.Generator().manual_seed(0))
-    schedule = sidecar.card.schedule.build()
+        schedule = sidecar.card.schedule.build()
+        windows = Windows(cases, seed=0, num_timesteps=schedule.num_train_timesteps)
+        drawn = collate([windows[i] for i in range(BATCH)])
+    batch, noise = drawn.batch, drawn.noise
+    b, m = noise.shape[:2]
     rows = []
     for t in TIMES:
         alpha_bar = torch.full((b,), schedule.alpha_bar(float(t)))
