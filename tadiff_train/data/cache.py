@@ -1,123 +1,192 @@
 """Prepared sessions on disk: every patient read once, then mapped into memory."""
 
-import dataclasses
-import hashlib
 import itertools
-import json
+import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from tadiff_rt.case import TREATMENTS, Case
-from tadiff_rt.errors import UsageError
-from tadiff_rt.preprocess import DataContract, prepare
-from tadiff_rt.readers import read_case
-from tadiff_train.network import NUM_MODALITIES
+from tadiff_rt.atomic import clean_leftovers, output_error
+from tadiff_rt.case import TREATMENTS, ReadOptions
+from tadiff_rt.console import say
+from tadiff_rt.errors import OutputError, ResourceError, TadiffError, raise_findings
+from tadiff_rt.preprocess import DataContract
+from tadiff_train.data.cohort import Subject, find_subjects, findings_of, subjects
+from tadiff_train.data.entry import CachedCase, make_entry, open_entry
+from tadiff_train.data.findings import LeftOut, left_out_table, merged
 
-CACHE_FORMAT = 1
-SLICE_MARGIN = 2
-"""Slices kept beyond the first and last that hold tumour in any session."""
+__all__ = [
+    "CachedCase",
+    "Cohort",
+    "TrainingDomain",
+    "cache_cases",
+    "cache_cohort",
+    "subjects",
+    "training_domain",
+]
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class CachedCase:
-    """One patient's sessions as the network sees them, memory-mapped."""
+class Cohort:
+    """The patients of a data set that can be trained on, and the others."""
 
-    name: str
-    days: tuple[int, ...]
-    treatments: tuple[int, ...]
-    images: NDArray[np.float16]
-    """(d, s, 3, h, w) in [0, 1]; d kept slices, s sessions."""
-    masks: NDArray[np.bool_]
-    """(d, s, h, w) tumour."""
-
-
-def subjects(root: Path) -> list[Path]:
-    """Subject folders of a BIDS data set, in order of name."""
-    found = sorted(p for p in root.glob("sub-*") if p.is_dir())
-    if not found:
-        raise UsageError(
-            "TD3030",
-            f"{root} holds no sub-* folder",
-            fix="give the root of a BIDS data set, e.g. one made by `tadiff-train phantom`",
-        )
-    return found
+    cases: tuple[CachedCase, ...]
+    left_out: tuple[LeftOut, ...]
 
 
 def cache_cases(
     root: Path,
     contract: DataContract,
     folder: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    *,
+    options: ReadOptions | None = None,
+    skip_bad: bool = False,
+    jobs: int = 1,
 ) -> list[CachedCase]:
-    """Reads and prepares every subject of a BIDS data set once; later calls map the result.
+    """The cases of `cache_cohort`; who was left out is said on stderr.
 
-    The key of an entry covers the subject's table, the contract and the format, so that another
-    contract never meets an old entry.
+    Raises:
+        TadiffError: as `cache_cohort`.
     """
-    found = subjects(root)
-    cases = []
-    for i, subject in enumerate(found):
-        cases.append(_cached(subject, contract, folder))
+    cohort = cache_cohort(
+        root, contract, folder, progress, options=options, skip_bad=skip_bad, jobs=jobs
+    )
+    if cohort.left_out:
+        say(left_out_table(cohort.left_out, len(cohort.cases) + len(cohort.left_out)))
+    return list(cohort.cases)
+
+
+def cache_cohort(
+    root: Path,
+    contract: DataContract,
+    folder: Path,
+    progress: Progress | None = None,
+    *,
+    options: ReadOptions | None = None,
+    skip_bad: bool = False,
+    jobs: int = 1,
+) -> Cohort:
+    """Reads and prepares every subject of a cohort once; later calls map what they find.
+
+    An entry is used as long as nothing it depends on has changed (`provenance.key_of`).
+
+    Args:
+        root: as `find_subjects` takes it.
+        contract: what the network is fed; `num_sources` does not matter.
+        folder: of the cache; made if need be.
+        progress: called with (subjects done, subjects).
+        options: of all subjects (see `read_subject`).
+        skip_bad: leave out subjects that cannot be used, instead of refusing the cohort.
+        jobs: processes that read; with more than one, a script needs the usual guard
+            `if __name__ == "__main__"`, since they are spawned.
+
+    Raises:
+        TadiffError: the first problem of the cohort, carrying those of all other subjects.
+        OutputError, ResourceError: the cache cannot be written; TD8021, it lies in a subject.
+    """
+    options = options or ReadOptions()
+    found = find_subjects(root, options)
+    _require_outside(folder, found)
+    _clean(folder)
+    cases, left_out = [], []
+    make = partial(_make, options=options, contract=contract, folder=folder)
+    for i, (subject, made) in enumerate(zip(found, _each(make, found, jobs), strict=True)):
+        if isinstance(made, Path):
+            cases.append(_opened(made))
+        else:
+            left_out.append(LeftOut(subject, findings_of(subject, _raised(made))))
         if progress is not None:
             progress(i + 1, len(found))
-    return cases
+    if not (skip_bad and cases):
+        raise_findings(merged([finding for one in left_out for finding in one.findings]))
+    return Cohort(tuple(cases), tuple(left_out))
 
 
-def _cached(subject: Path, contract: DataContract, folder: Path) -> CachedCase:
-    tables = b"".join(p.read_bytes() for p in sorted(subject.glob("*_sessions.tsv")))
-    key = json.dumps([CACHE_FORMAT, str(subject.resolve()), dataclasses.asdict(contract)])
-    entry = folder / hashlib.sha256(key.encode() + tables).hexdigest()[:24]
-    if not (entry / "meta.json").exists():
-        _write_entry(entry, read_case(subject), contract)
-    meta = json.loads((entry / "meta.json").read_text())
-    return CachedCase(
-        meta["name"],
-        tuple(meta["days"]),
-        tuple(meta["treatments"]),
-        np.load(entry / "images.npy", mmap_mode="r"),
-        np.load(entry / "masks.npy", mmap_mode="r"),
+def _require_outside(folder: Path, found: Sequence[Subject]) -> None:
+    """A cache among the files of a subject would change what it was made from."""
+    real = Path(os.path.realpath(folder))
+    for subject in found:
+        if os.path.isdir(subject.path) and real.is_relative_to(os.path.realpath(subject.path)):
+            what = f"the cache would lie among the images of {subject.name}"
+            raise OutputError("TD8021", what, where=str(folder), fix="put it beside the data")
+
+
+def _clean(folder: Path) -> None:
+    """Removes what killed processes left of entries."""
+    try:
+        if os.path.isdir(folder):
+            clean_leftovers(folder)
+    except OSError as error:
+        raise output_error(error, folder) from error
+
+
+PATIENCE_S = 2.0
+"""For an entry that was there: a process that found it torn just before may be about to give the
+name to its own, which is the same."""
+
+Plain = tuple[type[TadiffError], str, str, str, str]
+"""A finding as it travels between processes: errors with a keyword cannot be unpickled."""
+
+
+def _make(
+    subject: Subject, *, options: ReadOptions, contract: DataContract, folder: Path
+) -> Path | list[Plain]:
+    """The entry of a subject, or what stands against it."""
+    try:
+        return make_entry(subject, options, contract, folder)
+    except TadiffError as error:
+        return [(type(e), e.code, e.message, e.where, e.fix) for e in error.findings]
+
+
+def _raised(findings: Sequence[Plain]) -> TadiffError:
+    """The error that `raise_findings` would raise."""
+    first, *others = (
+        kind(code, message, where=where, fix=fix) for kind, code, message, where, fix in findings
     )
+    first.others = tuple(others)
+    return first
 
 
-def _write_entry(entry: Path, case: Case, contract: DataContract) -> None:
-    num = len(case.sessions)
-    prepared = prepare(case.sessions, dataclasses.replace(contract, num_sources=num))
-    if prepared.masks is None:
-        raise UsageError(
-            "TD3031",
-            f"{case.name} has sessions without a tumour mask; training needs one for each",
-            fix="add *_dseg.nii.gz files under derivatives/",
+def _each(
+    make: Callable[[Subject], Path | list[Plain]], found: Sequence[Subject], jobs: int
+) -> Iterator[Path | list[Plain]]:
+    """Results in order of subject, from this process or from `jobs` others."""
+    if jobs == 1:
+        yield from map(make, found)
+        return
+    # Spawned, not forked: the caller may hold threads of torch or of a progress bar.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield from pool.map(make, found)
+        except BrokenProcessPool:
+            what = "a process that read the cohort was killed, as happens when memory runs out"
+            raise ResourceError("TD7001", what, fix="read with fewer jobs") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _opened(entry: Path) -> CachedCase:
+    case = open_entry(entry)
+    deadline = time.monotonic() + PATIENCE_S
+    while case is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+        case = open_entry(entry)
+    if case is None:
+        what = "an entry of the cache has vanished or changed since it was made"
+        raise OutputError(
+            "TD8020", what, where=str(entry), fix="let no other program change the cache"
         )
-    keep = _slices_near(prepared.masks.any(axis=(0, 2, 3))) & prepared.brain
-    d, _, h, w = prepared.sources.shape
-    images = prepared.sources.reshape(d, num, NUM_MODALITIES, h, w)[keep].astype(np.float16)
-    entry.mkdir(parents=True, exist_ok=True)
-    np.save(entry / "images.npy", images)
-    np.save(entry / "masks.npy", np.ascontiguousarray(prepared.masks.swapaxes(0, 1)[keep]))
-    meta = {
-        "name": case.name,
-        "days": [s.day for s in case.sessions],
-        "treatments": [TREATMENTS[s.treatment] for s in case.sessions],
-    }
-    # Last, and by renaming: an entry with this file is complete.
-    part = entry / f".meta.json.{os.getpid()}.part"
-    part.write_text(json.dumps(meta))
-    os.replace(part, entry / "meta.json")
-
-
-def _slices_near(tumour: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(d,) slices from the first to the last with tumour, and a margin; none without tumour."""
-    near = np.zeros_like(tumour)
-    held = np.flatnonzero(tumour)
-    if len(held):
-        near[max(held[0] - SLICE_MARGIN, 0) : held[-1] + SLICE_MARGIN + 1] = True
-    return near
+    return case
 
 
 class TrainingDomain(BaseModel):

@@ -1,101 +1,51 @@
-"""Training loop: AdamW, warm-up and cosine decay, clipping, moving average of the weights."""
+"""The course of a run, from the first step or from where it was left."""
 
-import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import get_args
 
-import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
-
-from tadiff_rt.atomic import output_error
 from tadiff_rt.card import ModelCard
-from tadiff_rt.errors import NumericsError, OutputError, UsageError
-from tadiff_train.checkpoint import SIDECAR, save_checkpoint
-from tadiff_train.data import CachedCase, TargetSlots, batches
-from tadiff_train.diffusion import LOSSES, loss_terms
+from tadiff_train.data.cache import CachedCase
+from tadiff_train.data.windows import Window, Windows
+from tadiff_train.fit.config import FitConfig
+from tadiff_train.fit.heldout import HeldOut
+from tadiff_train.fit.identity import Identity, identity_of, require_same, write_record
+from tadiff_train.fit.interrupt import Interrupted, asked_to_end
+from tadiff_train.fit.loader import loader_of, shares_of
+from tadiff_train.fit.processes import joined
+from tadiff_train.fit.recorder import Course, Recorder, is_due
+from tadiff_train.fit.run import load_state, make_folder, remove_leftovers
+from tadiff_train.fit.sample import window_to_draw
+from tadiff_train.fit.trainer import Trainer
 from tadiff_train.network import NetworkConfig, TaDiffNet
+
+Report = Callable[[int, dict[str, float]], None]
+"""Called after every step, in the first process, with its number, from 1, and smoothed terms."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """How to train. Defaults follow the published settings where those are known."""
+class Machine:
+    """What computes a run. None of it changes what is computed, but for rounding."""
 
-    steps: int = 5000
-    batch_size: int = 8
-    learning_rate: float = 2.5e-4
-    warmup_steps: int = 100
-    weight_decay: float = 3e-5
-    clip_norm: float = 1.5
-    ema_decay: float = 0.999
-    loss: str = "published"
-    """A key of `tadiff_train.diffusion.LOSSES`."""
-    target_slots: TargetSlots | str = "published"
-    seed: int = 0
-    save_every: int = 500
-
-    def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("loss", self.loss, tuple(LOSSES)),
-            ("target_slots", self.target_slots, get_args(TargetSlots)),
-        ):
-            if value not in allowed:
-                raise UsageError(
-                    "TD3034", f"{name} must be one of {', '.join(allowed)}, got {value!r}"
-                )
+    device: str = "auto"
+    """"auto", "cpu" or "cuda"."""
+    workers: int = 0
+    """Processes that prepare windows; 0: none but this one."""
+    quiet: bool = False
+    """Says nothing of its own accord."""
 
 
-def require_new_run(out: Path) -> None:
-    """Makes the folder, or refuses one that holds a run: hours of training are not overwritten.
+def num_timesteps(card: ModelCard, config: FitConfig) -> int:
+    """The last timestep that training draws.
 
-    Raises:
-        OutputError: TD8001 there is a checkpoint, TD80xx the folder cannot be made.
+    A forecast from `start_lam` passes no noisier level, so that time spent there would be lost.
     """
-    if (out / SIDECAR).exists():
-        raise OutputError(
-            "TD8001", "the folder holds a run already", where=str(out), fix="choose another folder"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(error, out) from error
-
-
-def learning_rate_at(step: int, config: FitConfig) -> float:
-    """Factor on the learning rate: linear warm-up, then half a cosine to zero."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    left = max(config.steps - config.warmup_steps, 1)
-    return 0.5 * (1 + math.cos(math.pi * min((step - config.warmup_steps) / left, 1.0)))
-
-
-Average = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]
-
-
-def warmed_up_average(decay: float) -> Average:
-    """Moving average of weights whose decay at update n is min(decay, (1 + n) / (10 + n)).
-
-    With the full decay from the start, the initial weights keep a share of decay^n: after 3,000
-    steps of 0.999 still 5 %, and since the last layer starts at zero, every noise estimate is 5 %
-    too small, which a sampler cannot mend.
-    """
-
-    @torch.no_grad()
-    def update(average: Sequence[Tensor], weights: Sequence[Tensor], number: Tensor | int) -> None:
-        n = float(number)
-        keep = min(decay, (1 + n) / (10 + n))
-        torch._foreach_lerp_(list(average), list(weights), 1 - keep)
-
-    return update
-
-
-Report = Callable[[int, dict[str, float]], None]
-"""Called after every step with its number, from 1, and smoothed loss terms."""
-LOSS_PREFIX = "smooth_"
-"""Before the loss terms in a sidecar: "loss" itself is the preset's name there."""
+    schedule = card.schedule.build()
+    if config.timesteps == "all" or card.start_lam is None:
+        return schedule.num_train_timesteps
+    levels = range(1, schedule.num_train_timesteps + 1)
+    return next((t for t in levels if schedule.lam(float(t)) < card.start_lam), levels[-1])
 
 
 def fit(
@@ -105,60 +55,111 @@ def fit(
     config: FitConfig,
     out: Path,
     report: Report | None = None,
+    *,
+    resume: bool = False,
+    validation: Sequence[CachedCase] = (),
+    machine: Machine | None = None,
+    notes: Mapping[str, object] | None = None,
 ) -> TaDiffNet:
-    """Trains a network on the CPU and saves the moving average of its weights.
+    """Trains a network and saves the moving average of its weights.
 
-    The whole run is a function of `config.seed` on one machine with one number of threads.
+    The whole run is a function of `config` and the data on one machine with one number of
+    threads, whether or not it was interrupted and resumed. Started by torchrun, processes share
+    each batch; they and accumulated passes change the result by rounding alone.
+
+    Args:
+        out: the run folder (see `tadiff_train.fit.run`).
+        resume: go on with the run in `out`, which must have the same settings and data.
+        validation: held-out patients; where there are any, `out/best` holds the weights of the
+            save with the least loss on them.
+        notes: of the command, for run.json.
 
     Returns:
         The network that was saved last.
 
     Raises:
-        NumericsError: the loss is not finite.
+        UsageError: TD3032 there is nothing to train on, TD3081 no such device, TD3082 fp16 without
+            CUDA, TD3083 a batch that cannot be shared, TD3084 another run is to be resumed.
+        NumericsError: TD6003, the loss is not finite.
+        ModelFileError: TD4019 or TD4020, there is no run to resume.
+        ResourceError, OutputError: the folder cannot be written; what was saved before is kept.
+        Interrupted: SIGINT or SIGTERM came; the run is saved.
     """
-    torch.manual_seed(config.seed)
-    schedule = card.schedule.build()
-    net = TaDiffNet(network).to(memory_format=torch.channels_last)  # what CPU convolutions like
-    ema = AveragedModel(net, multi_avg_fn=warmed_up_average(config.ema_decay))
-    optimiser = torch.optim.AdamW(
-        net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: learning_rate_at(s, config))
-    rng = torch.Generator().manual_seed(config.seed + 1)
-    stream = batches(cases, config.batch_size, config.seed, config.target_slots)
-    smooth: dict[str, float] = {}
-    start = time.monotonic()
-    for step in range(1, config.steps + 1):
-        batch = next(stream)
-        t = torch.randint(1, schedule.num_train_timesteps + 1, (config.batch_size,), generator=rng)
-        b, _, m, h, w = batch.images.shape
-        noise = torch.randn(b, m, h, w, generator=rng)
-        terms = loss_terms(net, batch, t, noise, schedule, LOSSES[config.loss])
-        optimiser.zero_grad(set_to_none=True)
-        terms["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)
-        optimiser.step()
-        rate.step()
-        ema.update_parameters(net)
-        _smooth(smooth, terms, step)
-        if report is not None:
-            report(step, smooth)
-        if step % config.save_every == 0 or step == config.steps:
-            training = {**asdict(config), "step": step, "seconds": time.monotonic() - start}
-            training |= {LOSS_PREFIX + name: value for name, value in smooth.items()}
-            save_checkpoint(out, ema.module, card, training)
-    return ema.module
+    machine = machine or Machine()
+    with joined(machine.device) as processes:
+        trainer = Trainer(network, config, card.schedule.build(), processes)
+        shares_of(config, 1, processes)  # refuses before anything is written
+        windows = _windows(cases, card, config)
+        identity = identity_of(config, network, card, cases, validation)
+        course = _resumed(trainer, out, identity) if resume else Course()
+        opened: list[Recorder] = []
 
-
-def _smooth(smooth: dict[str, float], terms: dict[str, Tensor], step: int) -> None:
-    """Moving averages of the loss terms over about a hundred steps, in place."""
-    weight = max(1 / step, 0.01)
-    for name, value in terms.items():
-        number = float(value.detach())
-        if not math.isfinite(number):
-            raise NumericsError(
-                "TD6003",
-                f"the {name} term of the loss is {number} at step {step}",
-                fix="lower --learning-rate, or look for broken images with the training data",
+        def begin() -> None:
+            make_folder(out)
+            remove_leftovers(out)
+            write_record(out, identity, processes, notes or {}, course.step if resume else None)
+            held_out = HeldOut(
+                validation, trainer.schedule, windows.num_timesteps, config.batch_size
             )
-        smooth[name] = smooth.get(name, number) * (1 - weight) + number * weight
+            to_draw = window_to_draw([*validation, *cases], windows.num_timesteps)
+            recorder = Recorder(out, trainer, card, course, identity, held_out, to_draw)
+            opened.append(recorder)
+            recorder.open(quiet=machine.quiet)
+
+        processes.first(begin)
+        try:
+            shares = shares_of(config, course.step + 1, processes)
+            loader = loader_of(windows, shares, machine.workers)
+            _steps(trainer, iter(loader), course, next(iter(opened), None), report)
+        finally:
+            for recorder in opened:
+                recorder.close()
+        return trainer.averaged
+
+
+def _windows(cases: Sequence[CachedCase], card: ModelCard, config: FitConfig) -> Windows:
+    return Windows(
+        cases,
+        seed=config.seed,
+        num_timesteps=num_timesteps(card, config),
+        slots=config.target_slots,
+        sources=config.sources,
+        augmentation=config.augmentation,
+        batch_size=config.batch_size,
+    )
+
+
+def _resumed(trainer: Trainer, out: Path, identity: Identity) -> Course:
+    """Where the run in a folder stands; the trainer becomes what it was there."""
+    tensors, record = load_state(out)
+    require_same(record["identity"], identity)
+    trainer.restore(tensors)
+    trainer.scaler.load_state_dict(record["scaler"])
+    return Course(**record["course"])
+
+
+def _steps(
+    trainer: Trainer,
+    windows: Iterator[Window],
+    course: Course,
+    recorder: Recorder | None,
+    report: Report | None,
+) -> None:
+    """The steps that are left; the recorder is there in the first process alone."""
+    config, processes = trainer.config, trainer.processes
+    with asked_to_end() as asked:
+        for step in range(course.step + 1, config.steps + 1):
+            terms, norm = trainer.step(step, windows)
+            course.add(step, terms)
+            if recorder is not None and report is not None:
+                report(step, course.smooth)
+            signal = processes.highest(asked.number) if step < config.steps else 0
+            if signal or is_due(config, step):
+                processes.first(partial(_record, recorder, norm, signal > 0))
+            if signal:
+                raise Interrupted(signal, step)
+
+
+def _record(recorder: Recorder | None, gradient_norm: float, ends: bool) -> None:
+    if recorder is not None:
+        recorder.record(gradient_norm, ends=ends)

@@ -1,71 +1,41 @@
-"""Training windows: which sessions they take, how patients are drawn, and the cache below them."""
+"""Training windows: which sessions they take, how patients are drawn; runs on every layout."""
 
 import dataclasses
 import itertools
-import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
+from tadiff_rt.card import ModelCard
+from tadiff_rt.case import ReadOptions
 from tadiff_rt.errors import UsageError
 from tadiff_rt.preprocess import DataContract
+from tadiff_train.checkpoint import load_checkpoint
 from tadiff_train.data import (
     CachedCase,
-    batches,
+    Window,
+    Windows,
     cache_cases,
     choose_sessions,
-    choose_target,
-    subjects,
+    collate,
     training_domain,
 )
+from tadiff_train.fit import FitConfig, fit, require_new_run
+from tadiff_train.network import NetworkConfig
+from tests.train import layouts
 
-CONTRACT = DataContract(size=32, spacing_mm=2.0, min_slices=4)
-SHAPE = (24, 28, 10)  # R, A, S: the canonical array is 28 x 24 x 10
-ENDINGS = ("T1w", "ce-gadolinium_T1w", "FLAIR")
-SESSIONS = ((0, "CRT"), (30, "TMZ"), (75, "TMZ"))
-RAS = np.diag([2.0, 2.0, 2.0, 1.0])
-
-
-def write_volume(path: Path, data: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(data, RAS), path)
+NETWORK = NetworkConfig(num_res_blocks=1, num_heads=1, channel_mult=(1,), attention_strides=())
 
 
-def head(seed: int) -> np.ndarray:
-    """A textured box in the middle of the volume, different for every seed."""
-    data = np.zeros(SHAPE, np.int16)
-    data[4:20, 4:24, 1:9] = np.random.default_rng(seed).integers(300, 1000, (16, 20, 8))
-    return data
-
-
-def write_subject(root: Path, name: str, sessions=SESSIONS, *, tumour=True, masks=True) -> Path:
-    rows = ["session_id\tdays_from_baseline\ttreatment"]
-    for i, (day, treatment) in enumerate(sessions):
-        stem = f"{name}/ses-{i + 1:02d}/anat/{name}_ses-{i + 1:02d}"
-        rows.append(f"ses-{i + 1:02d}\t{day}\t{treatment}")
-        for m, ending in enumerate(ENDINGS):
-            write_volume(root / f"{stem}_{ending}.nii.gz", head(10 * i + m))
-        if masks:
-            mask = np.zeros(SHAPE, np.uint8)
-            if tumour:
-                mask[8 : 10 + i, 10:14, 6] = 1  # in one slice, growing
-            folder = root / "derivatives" / "manual"
-            write_volume(folder / f"{stem}_desc-tumour_dseg.nii.gz", mask)
-    (root / name / f"{name}_sessions.tsv").write_text("\n".join(rows) + "\n")
-    return root / name
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory) -> Path:
-    """Two subjects, of three and of two sessions."""
-    root = tmp_path_factory.mktemp("bids")
-    write_subject(root, "sub-01")
-    write_subject(root, "sub-02", ((0, "CRT"), (200, "none")))
-    return root
+def batches(cases, batch_size: int, seed: int, slots="future") -> Iterator[Window]:
+    """Windows of a run, batch by batch."""
+    windows = Windows(cases, seed=seed, num_timesteps=1000, slots=slots)
+    for first in itertools.count(step=batch_size):
+        yield collate([windows[i] for i in range(first, first + batch_size)])
 
 
 def case_of(num_sessions: int, num_slices: int = 3, value: float | None = None) -> CachedCase:
@@ -114,15 +84,6 @@ def test_recent_sessions_mostly_but_any_earlier_ones_too():
     assert set(last) == {(*s, 6) for s in itertools.combinations(range(6), 3)}
     # 0.7, and 1 of 20 subsets in the other 0.3: 0.715 with a deviation of 0.008.
     assert last[(3, 4, 5, 6)] / sum(last.values()) == pytest.approx(0.715, abs=0.035)
-
-
-def test_target_slots():
-    rng = np.random.default_rng(3)
-    assert {choose_target(rng, "future") for _ in range(100)} == {3}
-    slots = Counter(choose_target(rng, "published") for _ in range(8000))
-    # Of the published draw: future 62.5 %, the others 12.5 % each; deviations below 45.
-    assert slots[3] == pytest.approx(5000, abs=220)
-    assert all(slots[s] == pytest.approx(1000, abs=150) for s in range(3))
 
 
 def test_batches_hold_what_the_cache_holds():
@@ -190,148 +151,51 @@ def test_cases_that_cannot_be_trained_on_are_left_out():
         next(batches([single, empty], 4, seed=0))
 
 
-def test_cache_holds_the_slices_around_the_tumour_as_the_network_sees_them(cohort, tmp_path):
-    told = []
-    first, second = cache_cases(cohort, CONTRACT, tmp_path, lambda *done: told.append(done))
-    assert told == [(1, 2), (2, 2)]
-    assert (first.name, first.days, first.treatments) == ("sub-01", (0, 30, 75), (0, 1, 1))
-    assert (second.name, second.days, second.treatments) == ("sub-02", (0, 200), (0, 2))
-    # Tumour in z = 6 of 10, which is slice 3 from superior; the head fills z = 1 to 8.
-    assert first.images.shape == (5, 3, 3, 32, 32)
-    assert first.masks.shape == (5, 3, 32, 32)
-    assert first.masks.any(axis=(1, 2, 3)).tolist() == [False, False, True, False, False]
-    for s, m in itertools.product(range(3), range(3)):
-        raw = head(10 * s + m).astype(float)
-        low, high = np.percentile(raw[raw > 0], CONTRACT.percentiles)
-        scaled = np.where(raw > 0, np.clip(raw, low, high) / high, 0)
-        for k in range(5):
-            # P, L: anterior first, then right first. The box of 20 x 16 voxels is centred in 32.
-            plane = scaled[4:20, 4:24, 8 - k][::-1, ::-1].T
-            expected = np.pad(plane, ((6, 6), (8, 8)))
-            np.testing.assert_allclose(first.images[k, s, m], expected, rtol=0, atol=5e-4)
-    mask = np.zeros(SHAPE, bool)
-    mask[8:12, 10:14, 6] = True  # of the third session
-    plane = mask[4:20, 4:24, 6][::-1, ::-1].T
-    np.testing.assert_array_equal(first.masks[2, 2], np.pad(plane, ((6, 6), (8, 8))))
+def trained(layout: str, folder: Path) -> Path:
+    """A run of two steps on the small cohort, from its files to a checkpoint."""
+    root = layouts.WRITERS[layout](folder / layout)
+    contract = DataContract(size=32, spacing_mm=layouts.SPACING_MM, min_slices=4)
+    options = ReadOptions(**layouts.OPTIONS.get(layout, {}))
+    cases = cache_cases(root, contract, folder / "cache", options=options)
+    card = ModelCard(name="toy", trained_on=layout, data=contract).model_copy(
+        update=training_domain(cases).model_dump()
+    )
+    terms: list[float] = []
+    require_new_run(folder / "run")
+    fit(
+        cases,
+        NETWORK,
+        card,
+        FitConfig(steps=2, batch_size=2, warmup_steps=1),
+        folder / "run",
+        lambda step, values: terms.extend(values.values()),
+    )
+    assert np.isfinite(terms).all()
+    return folder / "run"
 
 
-def test_slices_without_brain_are_not_kept(tmp_path):
-    subject = write_subject(tmp_path / "bids", "sub-01")
-    for path in (tmp_path / "bids/derivatives").rglob("*dseg.nii.gz"):
-        mask = np.zeros(SHAPE, np.uint8)
-        mask[8:10, 10:14, 8] = 1  # the topmost slice with brain: the margin above holds none
-        write_volume(path, mask)
-    (case,) = cache_cases(subject.parent, CONTRACT, tmp_path / "cache")
-    assert case.masks.any(axis=(1, 2, 3)).tolist() == [True, False, False]
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Equal data give equal weights for one number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
-def files_of(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    paths = (p for p in folder.rglob("*") if p.is_file())
-    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in paths}
+@pytest.fixture(scope="module")
+def reference(one_thread, tmp_path_factory) -> Path:
+    return trained("bids", tmp_path_factory.mktemp("reference"))
 
 
-def test_second_call_maps_the_same_files(cohort, tmp_path):
-    first = cache_cases(cohort, CONTRACT, tmp_path)
-    before = files_of(tmp_path)
-    second = cache_cases(cohort, CONTRACT, tmp_path)
-    assert files_of(tmp_path) == before
-    for a, b in zip(first, second, strict=True):
-        assert isinstance(b.images, np.memmap)
-        assert a.images.filename == b.images.filename
-        assert a.images.tobytes() == b.images.tobytes()
-        assert a.masks.tobytes() == b.masks.tobytes()
-
-
-def test_another_contract_makes_new_entries(cohort, tmp_path):
-    first = cache_cases(cohort, CONTRACT, tmp_path)
-    other = dataclasses.replace(CONTRACT, size=40)
-    again = cache_cases(cohort, other, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4
-    assert [c.images.shape[-1] for c in (*first, *again)] == [32, 32, 40, 40]
-    clipped = dataclasses.replace(CONTRACT, percentiles=(10.0, 50.0))
-    darker = cache_cases(cohort, clipped, tmp_path)
-    assert darker[0].images.tobytes() != first[0].images.tobytes()
-
-
-def test_an_edited_table_makes_a_new_entry(tmp_path):
-    subject = write_subject(tmp_path / "bids", "sub-01")
-    root, cache = subject.parent, tmp_path / "cache"
-    cache_cases(root, CONTRACT, cache)
-    table = subject / "sub-01_sessions.tsv"
-    table.write_text(table.read_text().replace("\t75\tTMZ", "\t80\tnone"))
-    (case,) = cache_cases(root, CONTRACT, cache)
-    assert (case.days, case.treatments) == ((0, 30, 80), (0, 1, 2))
-    assert len(list(cache.iterdir())) == 2
-
-
-def test_a_torn_entry_is_made_again(cohort, tmp_path):
-    cache_cases(cohort, CONTRACT, tmp_path)
-    whole = {path: data for path, (_, data) in files_of(tmp_path).items()}
-    torn = sorted(tmp_path.iterdir())[0]
-    (torn / "meta.json").unlink()
-    (torn / "images.npy").write_bytes(b"\x93NUMPY half of")
-    (torn / "masks.npy").unlink()
-    cache_cases(cohort, CONTRACT, tmp_path)
-    assert {path: data for path, (_, data) in files_of(tmp_path).items()} == whole
-
-
-def test_the_mark_of_a_complete_entry_comes_last_and_whole(cohort, tmp_path, monkeypatch):
-    """A crash while the arrays are written leaves no entry that a later run would trust."""
-
-    def full_disk(path, array):
-        Path(path).write_bytes(b"\x93NUMPY")
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(np, "save", full_disk)
-        with pytest.raises(OSError, match="No space"):
-            cache_cases(cohort, CONTRACT, tmp_path)
-    assert not list(tmp_path.rglob("meta.json"))
-    assert [len(c.images) for c in cache_cases(cohort, CONTRACT, tmp_path)] == [5, 5]
-
-
-def test_a_session_without_a_mask_is_refused(tmp_path):
-    subject = write_subject(tmp_path / "bids", "sub-07")
-    derived = tmp_path / "bids/derivatives/manual/sub-07"
-    shutil.rmtree(derived / "ses-02")
-    with pytest.raises(UsageError, match="sub-07") as caught:
-        cache_cases(subject.parent, CONTRACT, tmp_path / "cache")
-    assert caught.value.code == "TD3031"
-    assert not (tmp_path / "cache").exists()
-
-
-def test_a_patient_without_tumour_offers_no_slices(tmp_path):
-    subject = write_subject(tmp_path / "bids", "sub-01", tumour=False)
-    # Brain up to the first slice, so that a slice kept by mistake is not saved by being empty.
-    for path in subject.rglob("*.nii.gz"):
-        data = np.zeros(SHAPE, np.int16)
-        data[4:20, 4:24] = np.random.default_rng(0).integers(300, 1000, (16, 20, 10))
-        write_volume(path, data)
-    (case,) = cache_cases(subject.parent, CONTRACT, tmp_path / "cache")
-    assert case.images.shape == (0, 3, 3, 32, 32)
-    with pytest.raises(UsageError, match="TD3032"):
-        next(batches([case], 1, seed=0))
-
-
-def test_subjects_are_the_folders_in_order_of_name(tmp_path):
-    for name in ("sub-10", "sub-02", "derivatives"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "sub-99.txt").write_text("")
-    assert [p.name for p in subjects(tmp_path)] == ["sub-02", "sub-10"]
-    with pytest.raises(UsageError, match="TD3030"):
-        subjects(tmp_path / "derivatives")
-
-
-def test_training_domain_is_what_occurs():
-    a = dataclasses.replace(case_of(3), days=(0, 40, 300), treatments=(0, 0, 2))
-    b = dataclasses.replace(case_of(2), days=(0, 310), treatments=(0, 0))
-    domain = training_domain([a, b])
-    assert domain.treatments == {"CRT": 0, "none": 2}
-    assert domain.max_day == 310
-    assert domain.max_horizon_days == 310
-    assert training_domain([a]).max_horizon_days == 260
-    assert training_domain([]).model_dump() == {
-        "treatments": {},
-        "max_day": 0,
-        "max_horizon_days": 0,
-    }
+@pytest.mark.parametrize("layout", layouts.WRITERS)
+def test_a_network_trains_on_every_layout(reference, tmp_path, layout):
+    """The same cohort gives the same weights however it is stored."""
+    net, sidecar = load_checkpoint(trained(layout, tmp_path))
+    assert sidecar.card.trained_on == layout
+    assert sidecar.training["step"] == 2
+    assert (sidecar.card.max_day, sidecar.card.max_horizon_days) == (77, 70)
+    assert sidecar.card.treatments == {"CRT": 0, "TMZ": 1, "none": 2}
+    expected = load_checkpoint(reference)[0].state_dict()
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, expected[name]), name
