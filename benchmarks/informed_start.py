@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.harness import append
 from benchmarks.solver_distance import known_part
 from tadiff_rt import Forecaster
-from tadiff_train.evaluate import on_network_grid
+from tadiff_train.evaluation import on_network_grid
 
 PATIENTS = 6
 STARTS = (None, -3.0, -2.5, -2.0, -1.5, -1.0)
