@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from tadiff_rt.card import ModelCard
 from tadiff_rt.errors import EngineError, UsageError
 from tadiff_rt.manifest import FORMAT_VERSION, Artefact, File, Manifest
 
@@ -168,6 +169,7 @@ def describe_bundle(bundle: Bundle) -> str:
             else f"the last scan, noised to a half log-SNR of {card.start_lam:g}"
         ),
     ]
+    lines += describe_sampler(card)
     lines += [f"from: {manifest.source}", ""]
     lines += describe_artefacts(manifest)
     lines += [
@@ -179,6 +181,21 @@ def describe_bundle(bundle: Bundle) -> str:
         lines += ["", f"certificate of {a.file}:"]
         lines += ["  " + line for line in _certified(a)]
     return "\n".join(lines)
+
+
+def describe_sampler(card: ModelCard) -> list[str]:
+    """What a distilled network is; nothing of others."""
+    sampler = card.sampler
+    if sampler is None:
+        return []
+    times = ", ".join(f"{t:.1f}" for t in sampler.times)
+    measured = ", ".join(f"{name} {value:.4g}" for name, value in sampler.measured.items())
+    return [
+        f"distilled from weights {sampler.teacher_sha256[:12]}, {len(sampler.times)} evaluations "
+        f"of {sampler.solver}, for times {times} alone",
+        f"recipe: {sampler.recipe}",
+        f"against its teacher: {measured or 'not measured'}",
+    ]
 
 
 def describe_artefacts(manifest: Manifest) -> list[str]:

@@ -4,9 +4,10 @@ Written beside the weights by training, copied into the engine bundle by export,
 runtime. Nothing in it can be overridden on a command line.
 """
 
+import itertools
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from tadiff_rt.case import TREATMENTS
 from tadiff_rt.preprocess import DataContract
@@ -28,6 +29,27 @@ class ScheduleConfig(BaseModel):
         return NoiseSchedule.linear(self.num_train_timesteps, self.beta_start, self.beta_end)
 
 
+class SamplerCard(BaseModel):
+    """The one way to sample a network that was distilled to a few evaluations.
+
+    Such a network is no denoiser any more: at each of its levels it returns the noise estimate
+    that takes one DDIM step to where its teacher goes in many. At other levels, and with other
+    solvers, it means nothing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    solver: Literal["ddim"] = "ddim"
+    times: tuple[FiniteFloat, ...] = Field(min_length=1, max_length=100)
+    """One-based, noisiest first; after the last comes clean data."""
+    teacher_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of the weights of the teacher."""
+    recipe: str
+    """How it was distilled, in words."""
+    measured: dict[str, FiniteFloat] = {}
+    """Distances from the teacher on held-out windows with the same noise, by name."""
+
+
 class ModelCard(BaseModel):
     """Origin and limits of trained weights."""
 
@@ -45,6 +67,8 @@ class ModelCard(BaseModel):
     """Half log-SNR at which forecasts start from the noised last source; None: from pure noise at
     T, as published. For networks that are poor at high noise, at the price of a small bias towards
     the last source."""
+    sampler: SamplerCard | None = None
+    """Of a distilled network, which takes no other; None for one that takes any."""
     treatments: dict[str, int] = Field(dict(TREATMENTS), min_length=1)
     """Treatments seen in training, and the code of each."""
     max_day: int = 1100
@@ -66,4 +90,20 @@ class ModelCard(BaseModel):
         low, high = schedule.lam(float(schedule.num_train_timesteps)), schedule.lam(1.0)
         if self.start_lam is not None and not low <= self.start_lam < high:
             raise ValueError(f"start_lam must be in {low:.4g} to {high:.4g}, got {self.start_lam}")
+        return self
+
+    @model_validator(mode="after")
+    def _sampler_is_of_this_schedule(self) -> "ModelCard":
+        if self.sampler is None:
+            return self
+        schedule, times = self.schedule.build(), self.sampler.times
+        first = float(schedule.num_train_timesteps)
+        if self.start_lam is not None:
+            first = schedule.t_of_lam(self.start_lam)
+        falls = all(a > b for a, b in itertools.pairwise(times)) and times[-1] >= 1
+        if not falls or abs(times[0] - first) > 1e-6:
+            raise ValueError(
+                f"times of a distilled network must fall from {first:.6g} to 1 or more, "
+                f"got {times}"
+            )
         return self

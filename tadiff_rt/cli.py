@@ -52,14 +52,23 @@ def predict(
         ),
     ] = None,
     max_samples: Annotated[str, typer.Option(help="With --samples auto: at most these.")] = "64",
-    steps: Annotated[str, typer.Option(help="Network evaluations a sample.")] = "20",
+    steps: Annotated[
+        str, typer.Option(help="Network evaluations a sample; auto: 20, or as distilled.")
+    ] = "auto",
     solver: Annotated[
-        str, typer.Option(help="dpmpp_2m, unipc_2, sde_dpmpp_2m, ddim, ddpm, ...")
-    ] = "dpmpp_2m",
+        str,
+        typer.Option(
+            help="dpmpp_2m, unipc_2, sde_dpmpp_2m, ddim, ddpm, ...; auto: the first, or as "
+            "distilled."
+        ),
+    ] = "auto",
     grid: Annotated[
         str,
-        typer.Option(help="logsnr; optimised (see certify); trailing, ... to compare only."),
-    ] = "logsnr",
+        typer.Option(
+            help="logsnr; optimised (see certify); trailing, ... to compare only; auto: the "
+            "first, or as distilled."
+        ),
+    ] = "auto",
     round_times: Annotated[
         bool, typer.Option("--round-times", help="Whole timesteps only, as trained.")
     ] = False,
@@ -233,9 +242,9 @@ def info(
 @app.command()
 def certify(
     bundle: Annotated[str, typer.Argument(help="Engine bundle, a folder NAME.tadiff.")],
-    steps: Annotated[str, typer.Option(help="Network evaluations a sample.")] = "20",
-    solver: Annotated[str, typer.Option(help="As for predict.")] = "dpmpp_2m",
-    grid: Annotated[str, typer.Option(help="As for predict.")] = "logsnr",
+    steps: Annotated[str, typer.Option(help="As for predict.")] = "auto",
+    solver: Annotated[str, typer.Option(help="As for predict.")] = "auto",
+    grid: Annotated[str, typer.Option(help="As for predict.")] = "auto",
     round_times: Annotated[
         bool, typer.Option("--round-times", help="Whole timesteps only, as trained.")
     ] = False,
@@ -257,6 +266,10 @@ def certify(
     analytic: Annotated[
         bool, typer.Option("--analytic", help="Without the network: seconds, no case.")
     ] = False,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Bundle that a distilled one was made from, to measure it against."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The certificate as JSON.")] = False,
     threads: Threads = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
@@ -278,6 +291,7 @@ def certify(
         command.check_search(request, analytic=analytic)
     heard = (lambda message: None) if quiet else say
     forecaster = Forecaster.load(bundle, threads=threads)
+    other = None if teacher is None else Forecaster.load(teacher, threads=threads)
     cases = [] if analytic else command.read_cases(forecaster, case or [], heard)
     if optimise:
         levels = command.optimise(forecaster, request, cases, samples=samples or 4, say=heard)
@@ -287,7 +301,7 @@ def certify(
         return
     with progress_bar("certify", quiet) as progress:
         certificate = command.certify(
-            forecaster, request, cases, samples=samples or 8, progress=progress
+            forecaster, request, cases, samples=samples or 8, progress=progress, teacher=other
         )
     tell(json.dumps(certificate.as_dict(), indent=2) if as_json else certificate.as_text())
     command.require(certificate)

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tadiff_rt.assembly import VOLUME_LEVEL, Forecast, assemble
-from tadiff_rt.backends import AUTO, Backend, available_cores, load_backend
+from tadiff_rt.backends import Backend, available_cores, load_backend
 from tadiff_rt.backends.choose import choose
 from tadiff_rt.batches import Progress, Sampling
 from tadiff_rt.bundle import Bundle, open_bundle
@@ -30,6 +30,7 @@ from tadiff_rt.request import (
     select_sources,
 )
 from tadiff_rt.runner import Runner, SampleSize, run_ensemble
+from tadiff_rt.sampling import AUTO
 from tadiff_rt.slices import choose_slices, parse_slices
 
 __all__ = ["VOLUME_LEVEL", "Forecast", "Forecaster", "choose_slices"]
@@ -85,10 +86,10 @@ class Forecaster:
         treatment: str,
         samples: int | str = 5,
         seed: int | str = 0,
-        steps: int | str = 20,
+        steps: int | str = AUTO,
         slices: str = "brain",
-        solver: str = "dpmpp_2m",
-        grid: str = "logsnr",
+        solver: str = AUTO,
+        grid: str = AUTO,
         round_times: bool = False,
         volume_ci: float | str | None = None,
         max_samples: int | str = 64,
@@ -113,7 +114,8 @@ class Forecaster:
             slices: "brain", "tumour" (needs masks), "all", "k", "a:b" or a list of such, in the
                 canonical grid.
             samples, seed, steps, solver, grid, round_times, volume_ci, max_samples, coherence,
-                latin: how the ensemble is drawn; see `sampling.SamplingRequest`.
+                latin: how the ensemble is drawn; see `sampling.SamplingRequest`. A distilled
+                network takes the steps, solver and grid that it was trained for alone.
             extrapolate: days and horizons beyond training are noted instead of refused.
             workers: batches computed at a time, each on the threads of the backend; a GPU
                 computes one.
@@ -158,7 +160,7 @@ class Forecaster:
         sources, padding = select_sources(case)
         size = asked.size()
         sampling = Sampling(
-            asked.plan(self._schedule, card.start_lam, manifest.optimised),
+            asked.plan(self._schedule, card.start_lam, manifest.optimised, card.sampler),
             asked.noise(),
             card.x0_range,
             informed=card.start_lam is not None,

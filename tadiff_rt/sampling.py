@@ -6,8 +6,9 @@ What the parts mean is said where they are computed: `runner.SampleSize`, `solve
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tadiff_rt.card import SamplerCard
 from tadiff_rt.errors import TadiffError, UsageError
 from tadiff_rt.manifest import OptimisedLevels
 from tadiff_rt.noise import NoiseSource
@@ -25,6 +26,11 @@ MAX_SEED = 2**64 - 1
 AUTO = "auto"
 OPTIMISED = "optimised"
 """The grid that `tadiff-rt certify --optimise` found for a bundle."""
+DISTILLED = "distilled"
+"""The levels that a distilled network was trained for."""
+
+DEFAULT_STEPS, DEFAULT_SOLVER, DEFAULT_GRID = 20, "dpmpp_2m", "logsnr"
+"""Of networks that were not distilled."""
 
 DEFAULT_VOLUME_CI = 0.1
 
@@ -42,12 +48,13 @@ class SamplingRequest:
     """With samples "auto": relative half-width of the 90 % interval of the mean, e.g. "10%"."""
     max_samples: int | str = 64
     """With samples "auto": no more than these."""
-    steps: int | str = 20
-    """Network evaluations a sample."""
+    steps: int | str = AUTO
+    """Network evaluations a sample; "auto" here and in the next two: what the network was
+    distilled for, else the defaults above."""
     seed: int | str = 0
-    solver: str = "dpmpp_2m"
-    grid: str = "logsnr"
-    """One of `schedule.GRIDS`, or "optimised"."""
+    solver: str = AUTO
+    grid: str = AUTO
+    """One of `schedule.GRIDS`, "optimised", or of a distilled network "distilled"."""
     round_times: bool = False
     """Visit whole timesteps only."""
     coherence: float = 0.0
@@ -63,13 +70,14 @@ class SamplingRequest:
         """
         numbers = [
             *findings_of(self.size),
-            *findings_of(lambda: parse_steps(self.steps)),
+            *findings_of(lambda: self.steps == AUTO or parse_steps(self.steps)),
             *findings_of(lambda: parse_seed(self.seed)),
         ]
+        grids, solvers = (*GRIDS, OPTIMISED, DISTILLED, AUTO), (*SOLVERS, AUTO)
         return [
             *numbers,
-            *findings_of(lambda: _check_name("grid", self.grid, (*GRIDS, OPTIMISED), "TD3041")),
-            *findings_of(lambda: _check_name("solver", self.solver, SOLVERS, "TD3042")),
+            *findings_of(lambda: _check_name("grid", self.grid, grids, "TD3041")),
+            *findings_of(lambda: _check_name("solver", self.solver, solvers, "TD3042")),
             # The noise is made of the numbers, and would find their faults again.
             *([] if numbers else findings_of(self.noise)),
         ]
@@ -94,21 +102,75 @@ class SamplingRequest:
         seed = parse_seed(self.seed)
         return NoiseSource(seed, self.coherence, size.samples if self.latin else None)
 
+    def settled(self, sampler: SamplerCard | None) -> "SamplingRequest":
+        """The same request with steps, solver and grid of a network in place of "auto".
+
+        Raises:
+            UsageError: TD3064 the network was distilled for others than asked for, TD3065 it was
+                not distilled and the levels of distillation are asked for.
+        """
+        if sampler is not None:
+            return self._settled_as_distilled(sampler)
+        if self.grid == DISTILLED:
+            what = "the network was not distilled, and has no levels of its own"
+            raise UsageError("TD3065", what, where="--grid", fix="leave out --grid")
+        return replace(
+            self,
+            steps=DEFAULT_STEPS if self.steps == AUTO else self.steps,
+            solver=DEFAULT_SOLVER if self.solver == AUTO else self.solver,
+            grid=DEFAULT_GRID if self.grid == AUTO else self.grid,
+        )
+
+    def _settled_as_distilled(self, sampler: SamplerCard) -> "SamplingRequest":
+        only = {"steps": len(sampler.times), "solver": sampler.solver, "grid": DISTILLED}
+        asked = {name: str(getattr(self, name)) for name in only}
+        other = [
+            f"--{name} {quoted(asked[name])}"
+            for name, value in only.items()
+            if asked[name] not in (AUTO, str(value))
+        ] + ["--round-times"] * self.round_times
+        if other:
+            raise UsageError(
+                "TD3064",
+                f"the network was distilled to {len(sampler.times)} evaluations of "
+                f"{sampler.solver} at levels of its own, and can do nothing else; got "
+                f"{', '.join(other)}",
+                where=other[0].split()[0],
+                fix="leave out --steps, --solver, --grid and --round-times, or use the bundle of "
+                f"its teacher, weights {sampler.teacher_sha256[:12]}",
+            )
+        return replace(self, steps=len(sampler.times), solver=sampler.solver, grid=DISTILLED)
+
     def plan(
         self,
         schedule: NoiseSchedule,
         start_lam: float | None,
         optimised: Sequence[OptimisedLevels] = (),
+        sampler: SamplerCard | None = None,
     ) -> SolverPlan:
         """The solver table on a schedule, of a bundle with these optimised levels.
 
+        Args:
+            sampler: of a distilled network.
+
         Raises:
             UsageError: TD3016 more steps than the schedule has, TD3056 no such levels, TD3058
-                they are to be rounded, and those of `make_plan`.
+                they are to be rounded, and those of `settled` and `make_plan`.
         """
+        settled = self.settled(sampler)
+        if sampler is not None:
+            return plan_at(schedule, sampler.solver, sampler.times, grid=DISTILLED)
+        if settled.grid == OPTIMISED:
+            return settled._optimised(schedule, start_lam, optimised)
+        return settled.plan_on(schedule, start_lam, settled.grid)
+
+    def _optimised(
+        self,
+        schedule: NoiseSchedule,
+        start_lam: float | None,
+        optimised: Sequence[OptimisedLevels],
+    ) -> SolverPlan:
         steps = parse_steps(self.steps, schedule.num_train_timesteps)
-        if self.grid != OPTIMISED:
-            return self.plan_on(schedule, start_lam, self.grid)
         if self.round_times:
             what = "optimised levels are fractional times and cannot be rounded"
             raise UsageError("TD3058", what, where="--round-times", fix="leave it out")
@@ -130,7 +192,7 @@ class SamplingRequest:
         )
 
     def plan_on(self, schedule: NoiseSchedule, start_lam: float | None, grid: str) -> SolverPlan:
-        """The solver table on another grid."""
+        """The solver table on another grid, of a settled request."""
         steps = parse_steps(self.steps, schedule.num_train_timesteps)
         return make_plan(
             schedule, self.solver, steps, grid, start_lam, round_times=self.round_times

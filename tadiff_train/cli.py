@@ -1,10 +1,12 @@
-"""`tadiff-train`: the simulated cohort, training, and evaluation."""
+"""`tadiff-train`: simulated cohorts, training, and evaluation."""
 
 import typer
 
 from tadiff_rt.console import run_app
+from tadiff_train.commands.distill import distill
 from tadiff_train.commands.evaluate import evaluate
 from tadiff_train.commands.fit import fit
+from tadiff_train.commands.inspect import inspect
 from tadiff_train.commands.phantom import phantom
 
 app = typer.Typer(
@@ -14,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (phantom, fit, evaluate):
+for command in (phantom, inspect, fit, evaluate, distill):
     app.command()(command)
 
 

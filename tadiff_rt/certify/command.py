@@ -10,6 +10,7 @@ from tadiff_rt.batches import Progress
 from tadiff_rt.bundle import MANIFEST, Bundle, open_bundle
 from tadiff_rt.case import Case
 from tadiff_rt.certify.analytic import ORDER_STEPS
+from tadiff_rt.certify.distilled import NOTE, distilled_checks, require_teacher
 from tadiff_rt.certify.network import Sample, certify_network
 from tadiff_rt.certify.optimise import Judge, search, spread_of
 from tadiff_rt.certify.path import POSTERIOR_STDS, gram_of_trajectory, shortest_path
@@ -27,9 +28,10 @@ from tadiff_rt.manifest import OptimisedLevels
 from tadiff_rt.preprocess import prepare
 from tadiff_rt.readers import read_case
 from tadiff_rt.request import NUM_SOURCES, select_sources
-from tadiff_rt.sampling import OPTIMISED, SamplingRequest
+from tadiff_rt.sampling import AUTO, DISTILLED, OPTIMISED, SamplingRequest
+from tadiff_rt.schedule import NoiseSchedule
 from tadiff_rt.slices import choose_slices, parse_slices
-from tadiff_rt.solvers import STOCHASTIC, plan_at
+from tadiff_rt.solvers import STOCHASTIC, SolverPlan, plan_at
 from tadiff_rt.write import write_json
 
 Say = Callable[[str], None]
@@ -48,34 +50,59 @@ def certify(
     *,
     samples: int = 8,
     progress: Progress | None = None,
+    teacher: Forecaster | None = None,
 ) -> Certificate:
     """The certificate of the plan that `request` would run on a bundle.
 
     Args:
+        teacher: of a distilled network; without it the distance is not measured again.
         cases: on the first of which the distance from a dense run is measured; none for the
             analytic part alone.
         samples: of each of the three ensembles of that measurement.
     """
     manifest = forecaster.bundle.manifest
     schedule, start_lam = manifest.card.schedule.build(), manifest.card.start_lam
-    plan = request.plan(schedule, start_lam, manifest.optimised)
+    sampler = manifest.card.sampler
+    if teacher is not None:
+        require_teacher(forecaster, teacher)
+    request = request.settled(sampler)
+    plan = request.plan(schedule, start_lam, manifest.optimised, sampler)
+    if sampler is None:
+        checks, notes = _exact_checks(request, plan, schedule, informed=start_lam is not None)
+    else:
+        checks, notes = list(distilled_checks(sampler, plan, schedule)), [NOTE]
+    if sampler is not None and teacher is None:
+        notes.append("distance to the teacher not measured again: pass --teacher")
+    elif cases:
+        slices = _text(tumour_slices(forecaster, cases[0])[:SLICES_OF_A_CASE])
+        checks += network_checks(
+            certify_network(
+                forecaster,
+                cases[0],
+                request,
+                samples=samples,
+                slices=slices,
+                progress=progress,
+                teacher=teacher,
+            )
+        )
+    else:
+        notes.append("distance to a dense run not measured: no case; pass --case")
+    return Certificate(request.solver, request.grid, plan.num_steps, tuple(checks), tuple(notes))
+
+
+def _exact_checks(
+    request: SamplingRequest, plan: SolverPlan, schedule: NoiseSchedule, *, informed: bool
+) -> tuple[list[Check], list[str]]:
+    """What the plan does to exact denoisers, and notes."""
     checks: list[Check] = []
     notes: list[str] = []
     if schedule.num_train_timesteps < max(ORDER_STEPS):
         notes.append(f"order not measured: the schedule has fewer than {max(ORDER_STEPS)} steps")
     elif request.grid not in (OPTIMISED, "all"):
         checks.append(order_check(schedule, request.solver, request.grid))
-    checks += analytic_checks(plan, schedule, informed=start_lam is not None)
-    if cases:
-        slices = _text(tumour_slices(forecaster, cases[0])[:SLICES_OF_A_CASE])
-        checks += network_checks(
-            certify_network(
-                forecaster, cases[0], request, samples=samples, slices=slices, progress=progress
-            )
-        )
-    else:
-        notes.append("distance to a dense run not measured: no case; pass --case")
-    return Certificate(request.solver, request.grid, plan.num_steps, tuple(checks), tuple(notes))
+    checks += analytic_checks(plan, schedule, informed=informed)
+    return checks, notes
 
 
 def require(certificate: Certificate) -> None:
@@ -87,14 +114,16 @@ def require(certificate: Certificate) -> None:
             "TD6005",
             f"{certificate.solver} with {certificate.steps} steps on grid {certificate.grid} "
             f"fails: {named}",
-            fix="use more steps or the grid logsnr; the default is dpmpp_2m, 20 steps, logsnr",
+            fix="use its teacher, or distil again: for longer, or to more evaluations"
+            if certificate.grid == DISTILLED
+            else "use more steps or the grid logsnr; the default is dpmpp_2m, 20 steps, logsnr",
         )
 
 
 def check_search(request: SamplingRequest, *, analytic: bool) -> None:
     """UsageError TD3058 for options of a search that contradict it."""
     options = {
-        "--grid": request.grid != "logsnr",
+        "--grid": request.grid not in (AUTO, "logsnr"),
         "--round-times": request.round_times,
         "--analytic": analytic,
     }
@@ -126,11 +155,15 @@ def optimise(
         NumericsError: nothing was found that passes every analytic check and comes nearer to the
             dense run than as many levels even in log-SNR (TD6005).
     """
+    card = forecaster.bundle.manifest.card
+    if card.sampler is not None:
+        what = "levels of a distilled network are those that it was trained for"
+        raise UsageError("TD3064", what, where="--optimise", fix="optimise those of its teacher")
+    request = request.settled(None)
     steps, seed = int(request.steps), int(request.seed)
     if not FEWEST <= steps <= MOST:
         what = f"levels are optimised for {FEWEST} to {MOST} steps, got {steps}"
         raise UsageError("TD3016", what, where="--steps", fix="for example --steps 8")
-    card = forecaster.bundle.manifest.card
     schedule, informed = card.schedule.build(), card.start_lam is not None
     seen, unseen = _split(forecaster, cases)
     say("recording a dense run")

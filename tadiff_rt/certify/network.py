@@ -178,10 +178,12 @@ def certify_network(
     samples: int,
     slices: str,
     progress: Progress | None = None,
+    teacher: Forecaster | None = None,
 ) -> NetworkCertificate:
     """Forecasts `case` three times: by `request`, densely, and densely with other noise.
 
     Args:
+        teacher: of a distilled network; runs densely in its place.
         request: its solver, steps, grid and seed; its number of samples is not used.
         samples: of each ensemble, 2 or more.
         slices: as for `Forecaster.predict`.
@@ -190,7 +192,9 @@ def certify_network(
     seed = int(request.seed)
     manifest = forecaster.bundle.manifest
     schedule = manifest.card.schedule.build()
-    table = request.plan(schedule, manifest.card.start_lam, manifest.optimised)
+    sampler = manifest.card.sampler
+    request = request.settled(sampler)
+    table = request.plan(schedule, manifest.card.start_lam, manifest.optimised, sampler)
     paired = not table.coef_noise.any()
     dense = {**dense_run(schedule, stochastic=not paired), "seed": seed}
     plan = {
@@ -200,13 +204,18 @@ def certify_network(
         "round_times": request.round_times,
         "seed": seed,
     }
-    runs: tuple[dict[str, Any], ...] = (plan, dense, {**dense, "seed": seed ^ 1})
-    total = sum(run["steps"] for run in runs)
+    other = teacher or forecaster
+    runs: tuple[tuple[Forecaster, dict[str, Any]], ...] = (
+        (forecaster, plan),
+        (other, dense),
+        (other, {**dense, "seed": seed ^ 1}),
+    )
+    total = sum(run["steps"] for _, run in runs)
     results, before = [], 0
-    for run in runs:
+    for network, run in runs:
         share = run["steps"]
         forecast = forecast_of(
-            forecaster,
+            network,
             Sample(case, slices),
             samples,
             progress=_part(progress, before, share, total),

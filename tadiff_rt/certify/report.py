@@ -100,19 +100,24 @@ def analytic_checks(
     checks = []
     for std in analytic.STANDARD_DEVIATIONS:
         run = analytic.gaussian_run(plan, std, informed=informed)
-        within = _within(*SPREAD_RATIO)
+        spread = within(*SPREAD_RATIO)
         name = f"spread, Gaussian of std {std:g}: sampled / true"
-        checks.append(_check(name, run.spread_ratio, within))
-        checks.append(_check(f"bias, Gaussian of std {std:g}", run.bias, _below(0.005, "of 1")))
+        checks.append(checked(name, run.spread_ratio, spread))
+        checks.append(checked(f"bias, Gaussian of std {std:g}", run.bias, at_most(0.005, "of 1")))
     weight = analytic.mode_weight(plan, informed=informed) - analytic.MODE_WEIGHTS[1]
-    checks.append(_check("two modes: error of a weight", weight, _below(MODE_ERROR)))
+    checks.append(checked("two modes: error of a weight", weight, at_most(MODE_ERROR)))
     error = analytic.mask_error(plan, schedule)
-    checks.append(_check("mask: error of a probability", error, _below(MASK_ERROR)))
-    error = analytic.level_error(plan, schedule)
-    checks.append(_check("levels: error at the network's times", error, _below(ROUNDING)))
-    error = analytic.consistency_error(plan)
-    checks.append(_check("rows: error for a known image", error, _below(ROUNDING)))
-    return tuple(checks)
+    checks.append(checked("mask: error of a probability", error, at_most(MASK_ERROR)))
+    return (*checks, *plan_checks(plan, schedule))
+
+
+def plan_checks(plan: SolverPlan, schedule: NoiseSchedule) -> tuple[Check, ...]:
+    """Whether the table is one of this schedule; holds for distilled networks too."""
+    level, row = analytic.level_error(plan, schedule), analytic.consistency_error(plan)
+    return (
+        checked("levels: error at the network's times", level, at_most(ROUNDING)),
+        checked("rows: error for a known image", row, at_most(ROUNDING)),
+    )
 
 
 def order_check(schedule: NoiseSchedule, solver: str, grid: str) -> Check:
@@ -131,14 +136,16 @@ def network_checks(certificate: NetworkCertificate) -> tuple[Check, ...]:
     slack = 0.0 if certificate.paired else UNPAIRED * abs(floor.spread_ratio - 1)
     about = f"network, {certificate.samples} samples, {certificate.slices} slices: "
     return (
-        _check(about + "mean image", plan.mean, _below(times * floor.mean, source)),
-        _check(about + "spread ratio", plan.spread_ratio, _within(low - slack, high + slack)),
-        _check(about + "probability", plan.probability, _below(times * floor.probability, source)),
-        _check(about + "1 - Dice", 1 - plan.dice, _below(times * (1 - floor.dice), source)),
-        _check(
+        checked(about + "mean image", plan.mean, at_most(times * floor.mean, source)),
+        checked(about + "spread ratio", plan.spread_ratio, within(low - slack, high + slack)),
+        checked(
+            about + "probability", plan.probability, at_most(times * floor.probability, source)
+        ),
+        checked(about + "1 - Dice", 1 - plan.dice, at_most(times * (1 - floor.dice), source)),
+        checked(
             about + "volume",
             plan.volume,
-            _below(max(times * floor.volume, 0.02), f"{source}, 0.02 at least"),
+            at_most(max(times * floor.volume, 0.02), f"{source}, 0.02 at least"),
         ),
     )
 
@@ -146,15 +153,18 @@ def network_checks(certificate: NetworkCertificate) -> tuple[Check, ...]:
 Demand = tuple[str, Callable[[float], bool]]
 
 
-def _check(what: str, value: float, demand: Demand) -> Check:
+def checked(what: str, value: float, demand: Demand) -> Check:
+    """A line of a certificate."""
     text, accepts = demand
     return Check(what, value, text, accepts(value))
 
 
-def _within(low: float, high: float) -> Demand:
+def within(low: float, high: float) -> Demand:
+    """From `low` to `high`."""
     return f"{low:g} to {high:g}", lambda value: low <= value <= high
 
 
-def _below(limit: float, source: str = "") -> Demand:
+def at_most(limit: float, source: str = "") -> Demand:
+    """In magnitude; `source` says where the limit is from."""
     text = f"at most {limit:.4g}" + (f" ({source})" if source else "")
     return text, lambda value: abs(value) <= limit

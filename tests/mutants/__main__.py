@@ -18,9 +18,13 @@ from tests.mutants import (
     attention,
     backends,
     benchmarks,
+    cohort,
     conditioning,
     device,
+    distill,
     ensemble_step,
+    evaluation,
+    fit,
     group_norm_silu,
     growth_baseline,
     layouts,
@@ -35,9 +39,13 @@ ROOT = Path(__file__).parents[2]
 KINDS = (
     runtime,
     layouts,
+    cohort,
     losses,
     metrics,
     growth_baseline,
+    evaluation,
+    fit,
+    distill,
     backends,
     device,
     attention,
@@ -48,7 +56,7 @@ KINDS = (
     benchmarks,
 )
 MUTANTS = tuple(mutant for kind in KINDS for mutant in kind.MUTANTS)
-PARTS = ("tadiff_rt", "tadiff_train", "tadiff_export", "kernels", "benchmarks", "tests")
+PARTS = ("tadiff_rt", "tadiff_train", "tadiff_export", "kernels", "benchmarks", "tests", "docs")
 
 
 def passes(tree: Path, *tests: str) -> bool:
@@ -87,7 +95,9 @@ def main(words: list[str]) -> int:
         tree = Path(folder)
         for part in PARTS:
             shutil.copytree(
-                ROOT / part, tree / part, ignore=shutil.ignore_patterns("data", "__pycache__")
+                ROOT / part,
+                tree / part,
+                ignore=shutil.ignore_patterns("demo.tadiff", "demo_case", "__pycache__"),
             )
         shutil.copy(ROOT / "pyproject.toml", tree)
         (tree / "tadiff_kernels").symlink_to("kernels")  # as setuptools names it

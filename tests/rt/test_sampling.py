@@ -128,8 +128,12 @@ def test_every_problem_is_found_once(fields, expected):
         ({"samples": "auto", "max_samples": 0}, "--max-samples", "from 1 to 10000, got '0'"),
         ({"samples": 5, "volume_ci": "10%"}, "--volume-ci", "fixed number of samples"),
         ({"samples": "auto", "latin": True}, "--latin", "how many samples"),
-        ({"grid": "even"}, "--grid", f"{', '.join((*GRIDS, 'optimised'))}, got 'even'"),
-        ({"solver": "euler"}, "--solver", f"one of {', '.join(SOLVERS)}, got 'euler'"),
+        (
+            {"grid": "even"},
+            "--grid",
+            f"{', '.join((*GRIDS, 'optimised', 'distilled', 'auto'))}, got 'even'",
+        ),
+        ({"solver": "euler"}, "--solver", f"one of {', '.join((*SOLVERS, 'auto'))}, got 'euler'"),
     ],
 )
 def test_a_problem_names_its_option_and_what_it_accepts(fields, where, what):
