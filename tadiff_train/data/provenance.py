@@ -111,8 +111,8 @@ def key_of(
     """
     source = [os.path.realpath(subject.path), subject.name, subject.layout]
     made_by = [CACHE_FORMAT, version("tadiff")]
-    own = asdict(options_of(subject, options))
-    key = json.dumps([made_by, source, own, asdict(contract), files])
+    options = options_of(subject, options)
+    key = json.dumps([made_by, source, asdict(options), asdict(contract), files])
     return hashlib.sha256(key.encode()).hexdigest()[:24]
 
 

@@ -42,23 +42,24 @@ MUTANTS = (
     Mutant(
         "slices at uneven steps",
         f"{E}/patients.py",
-        "kept = [k for k in chosen if (k - start) % step == 0] or chosen[:1]",
-        "kept = chosen[::step]",
+        "kept = [k for k in covered if (k - start) % step == 0] or covered[:1]",
+        "kept = list(covered[::step])",
         f"{T}::test_slices_of_two_tumours_keep_an_even_step",
     ),
     Mutant(
         "no slice kept of a sparse choice",
         f"{E}/patients.py",
-        "kept = [k for k in chosen if (k - start) % step == 0] or chosen[:1]",
-        "kept = [k for k in chosen if (k - start) % step == 0]",
-        f"{T}::test_of_two_slices_far_apart_one_is_kept",
+        "kept = [k for k in covered if (k - start) % step == 0] or covered[:1]",
+        "kept = [k for k in covered if (k - start) % step == 0]",
+        f"{T}::test_of_two_groups_far_apart_one_slice_is_kept",
     ),
     Mutant(
-        "slices chosen by the target alone",
+        "slices chosen by the target",
         f"{E}/patients.py",
-        "tumour = (mask | _last_mask(prepared)).any(axis=(1, 2))",
-        "tumour = mask.any(axis=(1, 2))",
-        f"{T}::test_slices_hold_tumour_before_or_after",
+        "slices, step = _evaluated_slices(covered, scope.max_slices)",
+        "slices, step = _evaluated_slices(\n"
+        "        [k for k in covered if tumour[k].any()] or covered, scope.max_slices\n    )",
+        f"{T}::test_slices_are_chosen_by_the_past_and_not_by_the_target",
     ),
     Mutant(
         "brain of the target",
@@ -273,7 +274,7 @@ MUTANTS = (
     Mutant(
         "draws of the growth parameters all alike",
         f"{E}/growth.py",
-        "_tumours(fit, patient, plans[0], task.samples, task.seed) if several",
+        "_tumours(fit, patient, plans[0], task.samples, seed) if several",
         "_tumours(fit, patient, plans[0]) if several",
         f"{GROWTH}::test_its_spread_is_that_of_as_many_draws_as_the_model_has",
     ),

@@ -120,7 +120,8 @@ def test_a_case_knows_where_it_comes_from(cohort, cache):
     assert told.contract["size"] == 32
     assert told.options["affine"] == "agree"
     assert any(name.endswith("sub-01_sessions.tsv") for name, _, _ in told.files)
-    assert len(told.files) == 3 * 4 + 1 + 1  # images and masks, the table, no treatments.csv
+    named = [name for name, size, _ in told.files if size]
+    assert len(named) == 3 * 4 + 1 + 1  # images and masks, the table, no treatments.csv
 
 
 def test_a_voxel_is_found_again_in_the_patients_space(cohort, cache):
@@ -151,7 +152,7 @@ def test_whatever_is_changed_makes_a_new_entry(tmp_path, cache, layout):
     options = {"options": ReadOptions(**layouts.OPTIONS.get(layout, {}))}
     first = cached(root, cache, **options)[0].provenance
     (own,) = {one for one in entries(cache) if open_entry(cache / one).name == first.name}
-    read = [Path(name) for name, size, _ in first.files if size >= 0]
+    read = [Path(name) for name, size, _ in first.files if size > 0]
     assert len(read) >= 4
     for path in read[:: max(1, len(read) // 4)]:
         before = path.stat()
@@ -212,6 +213,43 @@ def test_another_contract_or_option_makes_new_entries(cohort, cache, change):
     assert len(entries(cache)) == 4
     assert {c.images.filename for c in first}.isdisjoint(c.images.filename for c in again)
     assert again[0].images.shape[-1] == changed["contract"].size
+
+
+def test_a_new_folder_of_a_session_is_noticed(tmp_path, cache):
+    """Even an empty one: whether it is a session is for the reader to say."""
+    root = layouts.write_sailor(tmp_path / "s")
+    cached(root, cache)
+    (root / "sub-01/ses-04").mkdir()
+    with pytest.raises(TadiffError) as caught:
+        cached(root, cache)
+    assert {e.code for e in caught.value.findings} >= {"TD3319"}
+    (root / "sub-01/ses-04").rmdir()
+    (root / "sub-01/.DS_Store").write_text("of no concern")
+    before = files_of(cache)
+    cached(root, cache)
+    assert files_of(cache) == before
+
+
+def test_a_session_left_out_of_one_patient_costs_the_others_nothing(tmp_path, cache):
+    root = layouts.write_sailor(tmp_path / "s")
+    options = ReadOptions(treatments="published")
+    first = cached(root, cache, options=options)
+    options = dataclasses.replace(options, leave_out=("sub-01/ses-02",))
+    again = cached(root, cache, options=options)
+    assert [len(case.days) for case in again] == [2, 2]
+    assert len(entries(cache)) == 3
+    assert again[1].images.filename == first[1].images.filename
+
+
+def test_a_cache_among_the_images_of_a_subject_is_refused(cohort, tmp_path):
+    """It would be read as images of that subject, and never be the same again."""
+    (tmp_path / "link").symlink_to(cohort / "sub-01")
+    for folder in (cohort / "sub-01/cache", tmp_path / "link/cache"):
+        with pytest.raises(OutputError) as caught:
+            cached(cohort / "sub-01", folder)
+        assert caught.value.code == "TD8021"
+        assert not folder.exists()
+    assert len(cached(cohort / "sub-01", cohort / "cache")) == 1
 
 
 def test_an_edited_table_makes_a_new_entry(cohort, cache):

@@ -20,7 +20,7 @@ from tadiff_train.data.cohort import (
     read_subject,
     subjects,
 )
-from tadiff_train.data.findings import LeftOut, left_out_table
+from tadiff_train.data.findings import LeftOut, left_out_table, merged
 from tests.train import layouts
 
 CONTRACT = DataContract(size=32, spacing_mm=layouts.SPACING_MM, min_slices=4)
@@ -453,7 +453,41 @@ def test_pointers_instead_of_arrays(roots, tmp_path):
 def test_arrays_of_an_unknown_grid_need_it_named(roots, tmp_path):
     with pytest.raises(TadiffError) as caught:
         cache_cohort(roots["npy"], CONTRACT, tmp_path)
-    assert [e.code for e in caught.value.findings] == ["TD3205", "TD3205"]
+    (finding,) = caught.value.findings
+    assert finding.code == "TD3205"
+    assert finding.where == "sub-01_image.npy, sub-02_image.npy"
+
+
+def test_a_choice_for_the_whole_cohort_is_asked_for_once():
+    """In one paragraph with all places; what must be repaired one by one has one each."""
+    places = ("Patient-001", "Patient-002")
+    choices = [UsageError("TD3006", "3 versions", where=p, fix="choose") for p in places]
+    other = UsageError("TD3006", "2 versions", where="Patient-003", fix="choose")
+    empty = [TableError("TD3101", "empty", where=p, fix="copy") for p in places]
+    told = merged([choices[0], empty[0], choices[1], other, empty[1]])
+    assert [(type(e), e.code, e.message, e.where, e.fix) for e in told] == [
+        (UsageError, "TD3006", "3 versions", "Patient-001, Patient-002", "choose"),
+        (TableError, "TD3101", "empty", "Patient-001", "copy"),
+        (UsageError, "TD3006", "2 versions", "Patient-003", "choose"),
+        (TableError, "TD3101", "empty", "Patient-002", "copy"),
+    ]
+
+
+def test_what_macos_leaves_beside_arrays_is_no_subject(roots, tmp_path):
+    root = copied(roots["npy"], tmp_path / "n")
+    (root / "._sub-01_image.npy").write_bytes(b"\x00\x05\x16\x07")
+    (root / ".DS_Store").write_bytes(b"")
+    assert found(root) == [("sub-01", "npy"), ("sub-02", "npy")]
+
+
+@pytest.mark.parametrize("layout", ["bids", "npy"])
+def test_a_folder_around_the_cohort_is_told_from_an_empty_one(roots, tmp_path, layout):
+    root = copied(roots[layout], tmp_path / "unpacked/data").parent
+    (root / "__MACOSX/sub-01").mkdir(parents=True)
+    (root / "docs").mkdir()
+    ((code, text),) = raised(find_subjects, root)
+    assert code == "TD3030"
+    assert text.endswith(f"give one of its folders: {root}/data")
 
 
 def test_lumiere_without_treatments_is_refused_by_patient(roots, tmp_path):

@@ -1,6 +1,7 @@
 """`tadiff-train evaluate` as a user calls it, with a network of random weights."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,24 @@ def test_the_parts_are_those_of_a_fit_with_other_fractions_and_salt(tmp_path):
     assert set(found) - {s.name for s in subjects_of(tmp_path, "test")}
 
 
+def test_a_patient_that_cannot_be_used_is_told_first_and_left_out_if_wished(
+    run, bundle, data, tmp_path
+):
+    cohort = tmp_path / "cohort"
+    shutil.copytree(data, cohort)
+    (cohort / "sub-99").mkdir()
+    arguments = ("--engine", bundle, "--data", cohort, "-o", tmp_path / "r-0.5", *QUICK)
+    code, stdout, stderr = run(*arguments, "--no-growth")
+    assert (code != 0, stdout) == (True, "")
+    assert "sub-99" in stderr
+    code, stdout, _ = run(*arguments, "--no-growth", "--skip-bad", "--counterfactuals")
+    assert code == 0
+    assert "Left out, as they could not be used: sub-99 (TD" in stdout
+    assert "other plans known of 0 of 1 patients" in stdout
+    content = json.loads((tmp_path / "r-0.5.json").read_text())
+    assert list(content["left_out"]) == ["sub-99"]
+
+
 def test_nothing_is_claimed_of_what_the_model_has_seen(run, bundle, data, tmp_path):
     """The patient may have been trained on: nothing in the bundle says no."""
     arguments = ("--engine", bundle, "--data", data, "-o", tmp_path / "r.md", *QUICK)
@@ -134,6 +153,7 @@ def test_nothing_is_claimed_of_what_the_model_has_seen(run, bundle, data, tmp_pa
         (("-o", "{folder}/r.json"), "TD3076", 2),
         (("-o", "{folder}/R.PNG"), "TD3076", 2),
         (("-o", "{folder}/none/r.md"), "TD8003", 8),
+        (("-o", "{folder}"), "TD8001", 8),
         (("--data", "{folder}/none"), "TD3030", 2),
         (("--coherence", "1"), "TD3000", 2),
         (("--steps", "0"), "TD3016", 2),

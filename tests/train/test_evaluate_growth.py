@@ -9,11 +9,12 @@ import pytest
 
 from tadiff_rt.errors import GeometryError
 from tadiff_train.baselines import GrowthForecast
-from tadiff_train.data import Subject, find_subjects
+from tadiff_train.data import Subject, find_subjects, read_subject
 from tadiff_train.evaluation import Evaluation, Scope, results_json, results_table
 from tadiff_train.evaluation.compare import METRICS, compare
 from tadiff_train.evaluation.forecasts import seed_of
 from tadiff_train.evaluation.growth import Grown, GrowthTask, grow_subject
+from tadiff_train.evaluation.patients import open_patient
 from tadiff_train.evaluation.plans import treated_is_less
 from tests.train.toy_patients import (
     CONTRACT,
@@ -138,13 +139,13 @@ def test_an_early_session_on_another_grid_fails_the_baseline_alone(root: Path, t
 
 def test_its_mask_is_scored_on_the_evaluated_slices(root: Path, truth: Truth, monkeypatch):
     Given(monkeypatch)
-    result = run(Stub(lambda _: truth), root, grow=grow_subject, max_slices=3, samples=1)
+    result = run(Stub(lambda _: truth), root, grow=grow_subject, max_slices=5, samples=1)
     at, last = list(result.slices), oracle(root, 3)[1]
     mask = np.zeros_like(last)
     mask[tuple(np.argwhere(last)[:25].T)] = True
     assert 0 < mask[at].sum() < 25
     score = result.growth.score
-    assert score.volume_ml == pytest.approx(mask[at].sum() * VOXEL_ML)
+    assert score.volume_ml == pytest.approx(mask[at].sum() * VOXEL_ML * 9 / 5)
     both = 2 * (mask & truth[1])[at].sum()
     assert score.dice == pytest.approx(both / (mask[at].sum() + truth[1][at].sum()))
     assert score.images is None
@@ -186,9 +187,8 @@ def perfect(task: GrowthTask, subject: Subject) -> Grown:
     """The truth, but for sub-002, of which it says nothing."""
     if subject.name == "sub-002":
         return Grown(failure="ValueError: no tumour")
-    tumour = oracle(subject.path.parent, 4)[1]
-    at = np.flatnonzero((tumour | oracle(subject.path.parent, 3)[1]).any(axis=(1, 2)))
-    return Grown({"TMZ": tumour[at]}, fit={"rho_per_day": 0.1})
+    patient = open_patient(read_subject(subject), task.contract, task.scope)
+    return Grown({"TMZ": patient.true_tumour}, fit={"rho_per_day": 0.1})
 
 
 def test_patients_without_it_are_counted_and_left_out_of_its_comparison(root: Path, truth: Truth):

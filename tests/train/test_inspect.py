@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import typer
@@ -20,7 +21,7 @@ from tadiff_rt.readers import read_case
 from tadiff_train.commands import inspect as command
 from tadiff_train.data import picture
 from tadiff_train.data.inspect import Inspection, inspect_cohort
-from tadiff_train.data.picture import strip_of, strips_png
+from tadiff_train.data.picture import Strip, strip_of, strips_png
 from tadiff_train.data.split import split_of
 from tests.train import layouts
 
@@ -91,6 +92,7 @@ def test_totals_are_those_of_the_cohort(roots):
         "max_day": 77,
         "max_gap_days": 70,
         "spacings_mm": [(2.0, 2.0, 2.0)],
+        "one_spacing_fits": True,
         "largest_brain": [18, 14],
     }
 
@@ -153,6 +155,91 @@ def test_voxels_that_no_network_takes_are_a_finding(tmp_path, edge, bad):
     (row,) = inspection.patients
     assert row.spacing_mm == pytest.approx((2, 2, edge))
     np.testing.assert_allclose(row.tumour_ml[0], volume_ml(1, 0) * edge / 2)
+
+
+def notes_of(root: Path) -> dict[str, tuple[str, ...]]:
+    return {p.name: p.notes for p in inspect_cohort(root).patients}
+
+
+def test_a_cohort_without_oddities_has_no_remarks(run, roots):
+    assert notes_of(roots["bids"]) == {"sub-01": (), "sub-02": ()}
+    assert "remarks" not in run(roots["bids"], "-q")[1]
+
+
+def test_patients_that_training_never_draws_are_remarked_on(run, tmp_path):
+    one = layouts.COHORT[1][:1]
+    root = layouts.write_bids(
+        tmp_path, {1: layouts.COHORT[1], 2: layouts.COHORT[2], 3: one, 4: one}
+    )
+    for path in (root / "derivatives/manual/sub-01").rglob("*dseg*"):
+        layouts.save(path, np.zeros(layouts.SHAPE, np.uint8))
+    code, out, _ = run(root, "-q")
+    assert code == 0
+    assert out.split("remarks:\n")[1].splitlines() == [
+        "  sub-01: W3132: no tumour in any session: training never draws this patient",
+        "  sub-03, sub-04: W3131: one session: training never draws this patient",
+    ]
+
+
+def test_masks_that_do_not_belong_to_the_brain_are_remarked_on(tmp_path):
+    root = layouts.write_bids(tmp_path, {1: layouts.COHORT[2]})
+    first, second = sorted((root / "derivatives").rglob("*dseg*"))
+    everywhere = np.ones(layouts.SHAPE, np.uint8)
+    layouts.save(first, everywhere, "PIL")
+    stray = layouts.tumour(1, 1)
+    stray[0, 0, 0] = 1
+    layouts.save(second, stray)  # one voxel of many is what resampling leaves
+    voxels, brain = everywhere.size, 14 * 18 * 10
+    assert notes_of(root)["sub-01"] == (
+        f"W3128: ses-01: tumour covers {voxels / brain:.0%} of the brain",
+        f"W3133: ses-01: {voxels - brain} of {voxels} tumour voxels lie outside the brain",
+    )
+
+
+def test_scans_that_are_there_twice_are_remarked_on(tmp_path):
+    """A session copied into the next, and one person under two names."""
+    root = layouts.write_bids(tmp_path, {1: layouts.COHORT[1], 2: layouts.COHORT[2]})
+    names = ("T1w", "ce-gadolinium_T1w", "FLAIR")
+    anat = "sub-{0:02}/ses-{1:02}/anat/sub-{0:02}_ses-{1:02}_{2}.nii.gz"
+    for name in names:
+        shutil.copy(root / anat.format(1, 3, name), root / anat.format(2, 1, name))
+    for name in names[:2]:
+        shutil.copy(root / anat.format(1, 1, name), root / anat.format(1, 2, name))
+    assert notes_of(root) == {
+        "sub-01": (
+            "W3130: images with the same voxels: t1 of ses-01 = t1 of ses-02, "
+            "t1c of ses-01 = t1c of ses-02",
+        ),
+        "sub-02": ("W3130: 3 images have the voxels of sub-01: one person under two names?",),
+    }
+
+
+def test_patients_of_voxels_that_no_one_network_takes(run, tmp_path):
+    root = layouts.write_bids(tmp_path, layouts.COHORT)
+    for path in root.rglob("*sub-02_*.nii.gz"):
+        image = nib.load(path)
+        layouts.save(path, np.asarray(image.dataobj), "RAS", layouts.RAS * [0.5, 0.5, 0.5, 1])
+    code, out, _ = run(root, "-q")
+    assert code == 0
+    assert "voxels: 1 x 1 x 1 mm; 2 x 2 x 2 mm; no one --spacing-mm takes all of them" in out
+    assert inspect_cohort(root).totals()["one_spacing_fits"] is False
+
+
+def test_remarks_are_capped_and_say_so(run, roots, monkeypatch):
+    monkeypatch.setattr(command, "MAX_REMARKS", 1)
+    out = run(roots["npy"], "-q", "--npy-grid", "PLI:2")[1]
+    assert "sub-01, sub-02: arrays have no affine" in out
+    assert "more" not in out
+    monkeypatch.setattr(command, "MAX_REMARKS", 0)
+    assert "  and 1 more; --json has all" in run(roots["npy"], "-q", "--npy-grid", "PLI:2")[1]
+
+
+def test_a_narrow_picture_holds_its_heading(roots):
+    """Nothing white touches the border."""
+    inspection = inspect_cohort(roots["bids"])
+    one = [Strip(s.name, s.panels[:1], 1) for s in inspection.strips]
+    picture = imread(io.BytesIO(strips_png(one, inspection.heading())))[..., :3]
+    assert picture[:, :4].max() == picture[:, -4:].max() == 0
 
 
 def test_the_split_is_the_one_asked_for(roots):
