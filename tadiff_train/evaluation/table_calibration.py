@@ -16,7 +16,7 @@ from tadiff_train.evaluation.pooled import (
     reachable_level,
 )
 from tadiff_train.evaluation.results import MIN_PLAN_DIFFERENCE_ML, Evaluation, PatientResult
-from tadiff_train.metrics import bootstrap_interval
+from tadiff_train.metrics import Reliability, bootstrap_interval
 
 
 def calibration_lines(evaluation: Evaluation) -> list[str]:
@@ -37,8 +37,22 @@ def calibration_lines(evaluation: Evaluation) -> list[str]:
         *_volume_lines(results, found),
         *_image_lines(evaluation),
         "",
+        *_curve(found.tumour),
+        "",
     ]
     return lines
+
+
+def _curve(tumour: Reliability) -> list[str]:
+    """The reliability curve as a table; bins that no voxel fell into are left out."""
+    seen = [k for k in range(len(tumour.count)) if tumour.count[k]]
+    rows = (
+        ("forecast probability", [f"{tumour.mean_probability[k]:.3f}" for k in seen]),
+        ("share that is tumour", [f"{tumour.frequency[k]:.3f}" for k in seen]),
+        ("voxels", [f"{tumour.count[k]:,}" for k in seen]),
+    )
+    head, *others = (f"| {name} | {' | '.join(cells)} |" for name, cells in rows)
+    return [head, "|---" * (len(seen) + 1) + "|", *others]
 
 
 def _mean(values: Sequence[float | None], seed: int) -> str:

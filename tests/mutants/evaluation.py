@@ -467,4 +467,11 @@ MUTANTS = (
         "grow=grow_subject",
         f"{COMMAND}::test_growth_can_be_left_out",
     ),
+    Mutant(
+        "a reliability curve with its axes exchanged",
+        "tadiff_train/evaluation/table_calibration.py",
+        '[f"{tumour.frequency[k]:.3f}" for k in seen]',
+        '[f"{tumour.mean_probability[k]:.3f}" for k in seen]',
+        "tests/train/test_results.py::test_the_reliability_curve_stands_in_the_table",
+    ),
 )

@@ -10,7 +10,7 @@ from tadiff_train.evaluation import Evaluation, PatientResult, results_json, res
 from tadiff_train.evaluation.compare import METRICS, compare
 from tadiff_train.evaluation.plans import order_found, treated_is_less
 from tadiff_train.evaluation.results import GrowthResult
-from tadiff_train.metrics import BrierScore
+from tadiff_train.metrics import BrierScore, reliability
 from tests.train.toy_results import calibration, patient, plan, score
 
 
@@ -277,3 +277,25 @@ def test_json_compares_with_both_baselines():
 def test_no_patients_give_a_sentence():
     assert results_table(Evaluation(())).startswith("No patient was evaluated")
     assert json.loads(results_json(Evaluation(())))["patients"] == []
+
+
+def test_the_reliability_curve_stands_in_the_table():
+    """Of the voxels of all patients; bins without any are left out."""
+    curves = [
+        reliability(np.array([0.0, 0.0, 0.75, 0.75]), np.array([False, False, True, True])),
+        reliability(np.array([0.0, 0.0, 0.75, 0.75]), np.array([False, True, True, False])),
+    ]
+    table = table_of(
+        *(
+            patient(
+                i,
+                score(0.5),
+                score(0.5),
+                calibration=dataclasses.replace(calibration(), tumour=curve),
+            )
+            for i, curve in enumerate(curves)
+        )
+    )
+    assert table_row(table, "forecast probability")[1:] == ["0.000", "0.750"]
+    assert table_row(table, "share that is tumour")[1:] == ["0.250", "0.750"]
+    assert table_row(table, "voxels")[1:] == ["4", "4"]
