@@ -54,7 +54,7 @@ def distill(
     import torch
 
     from tadiff_rt.certify.distilled import recorded_checks
-    from tadiff_train.checkpoint import load_checkpoint, save_checkpoint
+    from tadiff_train.checkpoint import load_checkpoint
     from tadiff_train.data import cache_cases
     from tadiff_train.distill import (
         DistillConfig,
@@ -64,7 +64,7 @@ def distill(
         require_teachable,
         student_card,
     )
-    from tadiff_train.fit import require_new_run
+    from tadiff_train.fit import patients_trained_on, require_new_run, write_checkpoint
 
     if threads:
         torch.set_num_threads(threads)
@@ -82,11 +82,11 @@ def distill(
     teacher, sidecar = load_checkpoint(run)
     card = sidecar.card
     require_teachable(card)
-    student_card(card, sidecar.weights_sha256, config, {}, name=name)  # refuses before hours
+    own = student_card(card, sidecar.weights_sha256, config, {}, name=name)  # before hours
     require_new_run(out)
     with progress_bar("reading", quiet) as progress:
         cases = cache_cases(data, card.data, cache or out / "cache", progress)
-    learnt, others = held_out(cases)
+    learnt, others = held_out(cases, patients_trained_on(run))
     teacher = teacher.to(where)
     with progress_bar("distilling", quiet) as progress:
 
@@ -96,6 +96,8 @@ def distill(
                 say(f"step {step}: " + ", ".join(f"{k} {v:.5f}" for k, v in terms.items()))
 
         student = distill(teacher, card, learnt, config, show)
+    training = {**vars(config), "step": steps}
+    write_checkpoint(out, student, own, training)  # measuring may fail, after hours
     with progress_bar("measuring", quiet) as progress:
         measured = measure(
             teacher,
@@ -109,7 +111,7 @@ def distill(
         )
     checks = recorded_checks(measured.flat())
     own = student_card(card, sidecar.weights_sha256, config, measured.flat(), name=name)
-    save_checkpoint(out, student.cpu(), own, {**vars(config), "step": steps})
+    write_checkpoint(out, student.cpu(), own, training)
     measured_on = {"windows": windows, "samples": samples, "patients": len(others)}
     write_report(out, own, measured, measured_on, checks)
     tell(table(measured, checks))

@@ -126,7 +126,9 @@ def fit(
         parts = _read(given, contract, processes)
         _train(given, parts, network, card, config, processes)
         if processes.is_first:
-            typer.echo(f"checkpoint in {out}; next: tadiff-export {out} -o {name}.tadiff")
+            best = out / "best"
+            chosen = best if best.is_dir() else out
+            typer.echo(f"checkpoint in {chosen}; next: tadiff-export {chosen} -o {name}.tadiff")
 
 
 def _claim(out: Path, processes: "Processes", resume: bool) -> None:

@@ -1,6 +1,6 @@
 """How near a student comes to its teacher, on windows and noise that it has not seen."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,12 +80,17 @@ class Measured:
 
 
 def held_out(
-    cases: Sequence[CachedCase],
+    cases: Sequence[CachedCase], trained_on: Collection[str] = ()
 ) -> tuple[list[CachedCase], list[CachedCase]]:
-    """Patients to distil on, and those to measure on: the split's "train", and the others.
+    """Patients to distil on, and those to measure on: what the teacher learned on, and the others.
 
-    Where that leaves a side without patients, as a small cohort may, the last by name is measured
-    on.
+    Whom the teacher was kept from, the student is kept from too: a test patient of one is a test
+    patient of the other. Where none of the cohort was trained on, the default split's "train" and
+    the others. Where that leaves a side without patients, as a small cohort may, the last by name
+    is measured on.
+
+    Args:
+        trained_on: names of the teacher's training patients; empty where that is not known.
 
     Raises:
         UsageError: TD3096, there is one patient alone.
@@ -100,10 +105,12 @@ def held_out(
             f"learn on and one to measure on; got {len(usable)}",
             where="--data",
         )
-    parts = split_by_patient(usable)
-    others = [case for part, members in parts.items() if part != "train" for case in members]
-    if parts["train"] and others:
-        return parts["train"], others
+    learnt = [case for case in usable if case.name in trained_on]
+    learnt = learnt or split_by_patient(usable)["train"]
+    names = {case.name for case in learnt}
+    others = [case for case in usable if case.name not in names]
+    if learnt and others:
+        return learnt, others
     return usable[:-1], usable[-1:]
 
 

@@ -3,7 +3,8 @@
 import importlib.util
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,15 @@ class Curves:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = last_step + 1 if last_step else None
-        try:
-            self._writer = SummaryWriter(str(out / TENSORBOARD), purge_step=purge)
-        except OSError as error:
-            raise output_error(error, out / TENSORBOARD) from error
+        with self._writing():
+            # Of a first step too: a run that died before its first save has left events here.
+            self._writer = SummaryWriter(str(out / TENSORBOARD), purge_step=last_step + 1)
 
     def close(self) -> None:
         """Ends what writes to TensorBoard."""
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):  # every line was flushed, or its error was raised
+                self._writer.close()
 
     def line(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a line; what is not finite becomes null.
@@ -66,9 +66,10 @@ class Curves:
         except OSError as error:
             raise output_error(error, path) from error
         if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
-            self._writer.flush()
+            with self._writing():
+                for name, value in values.items():
+                    self._writer.add_scalar(name, value, step)
+                self._writer.flush()
 
     def picture(self, step: int, png: bytes, pixels: NDArray[np.uint8]) -> None:
         """Adds a picture, as PNG and as (h, w, 3) pixels.
@@ -84,8 +85,17 @@ class Curves:
         with atomic_file(path) as file:
             file.write(png)
         if self._writer is not None:
-            self._writer.add_image("sample", pixels, step, dataformats="HWC")
-            self._writer.flush()
+            with self._writing():
+                self._writer.add_image("sample", pixels, step, dataformats="HWC")
+                self._writer.flush()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What TensorBoard's files run into, as typed errors."""
+        try:
+            yield
+        except OSError as error:
+            raise output_error(error, self.out / TENSORBOARD) from error
 
 
 def cut_back(path: Path, last_step: int) -> None:

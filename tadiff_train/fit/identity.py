@@ -126,6 +126,23 @@ def write_record(
     write_json(path, record)
 
 
+def patients_trained_on(folder: Path) -> tuple[str, ...]:
+    """The training patients of a run, by its record; none where there is no record of them.
+
+    Args:
+        folder: a run folder or the `best` in it, or a file there.
+    """
+    for place in (folder, *list(folder.parents)[:2]):
+        try:
+            record = json.loads((place / RUN).read_bytes())
+            # The later ones are of the same patients; the first may have been lost.
+            parts = next(part for part in (record, *record["resumed"]) if "parts" in part)
+            return tuple(parts["parts"]["train"])
+        except (OSError, ValueError, KeyError, TypeError, StopIteration):
+            continue
+    return ()
+
+
 def _versions() -> dict[str, str]:
     packages = {name: version(name) for name in ("tadiff", "torch", "numpy")}
     return {"python": platform.python_version(), **packages}

@@ -1,6 +1,7 @@
 """The course of a run, from the first step or from where it was left."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from tadiff_train.fit.interrupt import Interrupted, asked_to_end
 from tadiff_train.fit.loader import loader_of, shares_of
 from tadiff_train.fit.processes import joined
 from tadiff_train.fit.recorder import Course, Recorder, is_due
-from tadiff_train.fit.run import load_state, make_folder, remove_leftovers
+from tadiff_train.fit.run import load_state, locked, make_folder, remove_leftovers
 from tadiff_train.fit.sample import window_to_draw
 from tadiff_train.fit.trainer import Trainer
 from tadiff_train.network import NetworkConfig, TaDiffNet
@@ -80,9 +81,10 @@ def fit(
     Raises:
         UsageError: TD3032 there is nothing to train on, TD3081 no such device, TD3082 fp16 without
             CUDA, TD3083 a batch that cannot be shared, TD3084 another run is to be resumed.
-        NumericsError: TD6003, the loss is not finite.
+        NumericsError: TD6003, the loss or its gradient is not finite.
         ModelFileError: TD4019 or TD4020, there is no run to resume.
         ResourceError, OutputError: the folder cannot be written; what was saved before is kept.
+            TD8010, another process trains into it.
         Interrupted: SIGINT or SIGTERM came; the run is saved.
     """
     machine = machine or Machine()
@@ -93,9 +95,11 @@ def fit(
         identity = identity_of(config, network, card, cases, validation)
         course = _resumed(trainer, out, identity) if resume else Course()
         opened: list[Recorder] = []
+        held = ExitStack()
 
         def begin() -> None:
             make_folder(out)
+            held.enter_context(locked(out))
             remove_leftovers(out)
             write_record(out, identity, processes, notes or {}, course.step if resume else None)
             held_out = HeldOut(
@@ -104,16 +108,14 @@ def fit(
             to_draw = window_to_draw([*validation, *cases], windows.num_timesteps)
             recorder = Recorder(out, trainer, card, course, identity, held_out, to_draw)
             opened.append(recorder)
+            held.callback(recorder.close)
             recorder.open(quiet=machine.quiet)
 
-        processes.first(begin)
-        try:
+        with held:
+            processes.first(begin)
             shares = shares_of(config, course.step + 1, processes)
             loader = loader_of(windows, shares, machine.workers)
             _steps(trainer, iter(loader), course, next(iter(opened), None), report)
-        finally:
-            for recorder in opened:
-                recorder.close()
         return trainer.averaged
 
 
@@ -151,6 +153,7 @@ def _steps(
         for step in range(course.step + 1, config.steps + 1):
             terms, norm = trainer.step(step, windows)
             course.add(step, terms)
+            trainer.require_finite(norm, step)
             if recorder is not None and report is not None:
                 report(step, course.smooth)
             signal = processes.highest(asked.number) if step < config.steps else 0

@@ -124,7 +124,7 @@ class Recorder:
             title = f"step {step}, one sample"
             drawn = sample_picture(self.trainer.averaged, self.to_draw, self.card, title)
             self._curves.picture(step, *drawn)
-        if found and (self.course.best is None or found["loss"] < self.course.best):
+        if found and found["loss"] < (math.inf if self.course.best is None else self.course.best):
             self.course.best = found["loss"]
             self.save_weights(self.out / BEST)
         if saves or ends:

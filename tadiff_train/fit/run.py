@@ -10,9 +10,11 @@
 Every file is replaced whole or not at all. The state holds tensors and JSON, no pickles.
 """
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,35 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(error, out) from error
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keeps other processes from training into a folder; the system lets go of the dead.
+
+    Raises:
+        OutputError: TD8010, one is training into it.
+        OutputError: it cannot be opened.
+    """
+    try:
+        folder = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise output_error(error, out) from error
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                "TD8010",
+                "another process is training into the folder",
+                where=str(out),
+                fix="wait until it ends, or choose another folder",
+            ) from None
+        except OSError:  # a file system without locks is no reason not to train
+            pass
+        yield
+    finally:
+        os.close(folder)
 
 
 def require_state(out: Path) -> None:

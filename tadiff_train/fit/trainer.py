@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from tadiff_rt.errors import UsageError
+from tadiff_rt.errors import NumericsError, UsageError
 from tadiff_rt.schedule import NoiseSchedule
 from tadiff_train.data.windows import Window
 from tadiff_train.diffusion import LOSSES, loss_terms
@@ -111,6 +111,20 @@ class Trainer:
         # One copy from the device for all numbers: each would wait for it.
         values = self.processes.mean(torch.stack([*total.values(), norm.detach()])).tolist()
         return dict(zip(total, values[:-1], strict=True)), values[-1]
+
+    def require_finite(self, norm: float, number: int) -> None:
+        """Refuses weights that a step has spoiled, before they replace the last save.
+
+        Raises:
+            NumericsError: TD6003, the gradient was not finite, and no loss scale skipped the step.
+        """
+        if not (math.isfinite(norm) or self.scaler.is_enabled()):
+            raise NumericsError(
+                "TD6003",
+                f"the gradient of the loss is {norm} at step {number}",
+                fix="lower --learning-rate, pass --precision fp32, or look for broken images with "
+                "the training data",
+            )
 
     def _terms(self, window: Window) -> dict[str, Tensor]:
         with self.autocast():

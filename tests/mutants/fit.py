@@ -127,8 +127,8 @@ MUTANTS = (
     Mutant(
         "TensorBoard keeps both courses",
         "tadiff_train/fit/curves.py",
-        "purge = last_step + 1 if last_step else None",
-        "purge = None",
+        "purge_step=last_step + 1",
+        "purge_step=None",
         f"{RESUME}::test_tensorboard_reads_one_course",
     ),
     Mutant(
@@ -155,8 +155,8 @@ MUTANTS = (
     Mutant(
         "the best weights are those of the highest loss",
         "tadiff_train/fit/recorder.py",
-        'found["loss"] < self.course.best',
-        'found["loss"] > self.course.best',
+        'found["loss"] < (math.inf if self.course.best is None',
+        'found["loss"] > (-math.inf if self.course.best is None',
         f"{WATCH}::test_best_holds_the_save_with_the_least_held_out_loss",
     ),
     Mutant(
@@ -235,5 +235,19 @@ MUTANTS = (
         "test_fraction: o.TestFraction = 0.1",
         "test_fraction: o.TestFraction = 0.2",
         f"{T}/test_fit_command.py::test_the_split_is_that_of_evaluate",
+    ),
+    Mutant(
+        "two runs in one folder",
+        "tadiff_train/fit/run.py",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "tests/train/test_fit_folder.py",
+    ),
+    Mutant(
+        "a save with spoiled gradients",
+        "tadiff_train/fit/trainer.py",
+        "if not (math.isfinite(norm) or self.scaler.is_enabled()):",
+        "if self.scaler.is_enabled():",
+        "tests/train/test_fit_folder.py",
     ),
 )
