@@ -120,6 +120,7 @@ def good(checkpoint, tmp_path, tadiff_train_distill, monkeypatch):
     return out
 
 
+@pytest.mark.slow
 def test_its_bundle_says_what_it_is_and_runs_as_trained(good, tmp_path, case_folder):
     bundle = open_bundle(export_small(good, tmp_path / "quick.tadiff", batch=2))
     teacher = json.loads((good / SIDECAR).read_text())["card"]["sampler"]["teacher_sha256"]

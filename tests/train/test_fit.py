@@ -373,6 +373,7 @@ def test_smoothed_terms_average_the_steps(cases, tmp_path, monkeypatch):
             assert told[k][name] == pytest.approx(mean, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_run_exports_and_predicts(cases, case_folder, tmp_path):
     from tadiff_export.certify.reference import Settings
     from tadiff_export.package import export
