@@ -11,11 +11,11 @@ import typer
 
 from tadiff_rt.console import progress_bar, say
 from tadiff_train.commands import fit_options as o
+from tadiff_train.commands import reading as r
 from tadiff_train.commands.fit_request import (
     fractions_of,
     model_card,
     network_config,
-    read_options_of,
     settings_of,
 )
 from tadiff_train.commands.options import Quiet
@@ -68,19 +68,19 @@ def fit(
     cache: o.Cache = None,
     jobs: o.Jobs = 1,
     skip_bad: o.SkipBad = False,
-    layout: o.Layout = "auto",
-    treatments: o.Treatments = "table",
-    lumiere_images: o.LumiereImages = "auto",
-    npy_grid: o.NpyGrid = "",
-    skip_incomplete: o.SkipIncomplete = False,
-    leave_out: o.LeaveOut = None,
-    rebase_days: o.RebaseDays = False,
-    sort: o.Sort = False,
-    affine: o.Affine = "agree",
-    assume_ras: o.AssumeRas = False,
-    allow_same: o.AllowSame = False,
-    nonfinite: o.Nonfinite = "refuse",
-    max_voxels: o.MaxVoxels = 512**3,
+    layout: r.Layout = "auto",
+    treatments: r.Treatments = "table",
+    lumiere_images: r.LumiereImages = "auto",
+    npy_grid: r.NpyGrid = "",
+    skip_incomplete: r.SkipIncomplete = False,
+    leave_out: r.LeaveOut = None,
+    rebase_days: r.RebaseDays = False,
+    sort: r.Sort = False,
+    affine: r.Affine = "agree",
+    assume_ras: r.AssumeRas = False,
+    allow_same: r.AllowSame = False,
+    nonfinite: r.Nonfinite = "refuse",
+    max_voxels: r.MaxVoxels = 512**3,
     device: o.Device = "auto",
     workers: o.Workers = 0,
     threads: o.Threads = None,
@@ -149,7 +149,7 @@ def _read(
     from tadiff_rt.errors import UsageError
     from tadiff_train.data import cache_cases, split_by_patient
 
-    fractions, options = fractions_of(given), read_options_of(given)
+    fractions, options = fractions_of(given), r.read_options_of(given)
     folder = given["cache"] or given["out"] / "cache"
     cases: list[CachedCase] = []
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tadiff_rt.card import ModelCard
-    from tadiff_rt.case import ReadOptions
     from tadiff_train.fit import FitConfig
     from tadiff_train.network import NetworkConfig
 
@@ -14,10 +13,6 @@ SETTINGS = (
     "clip_norm", "ema_decay", "precision", "loss", "target_slots", "sources", "augmentation",
     "timesteps", "start", "save_every", "log_every", "picture_every",
 )  # fmt: skip
-READING = (
-    "layout", "treatments", "lumiere_images", "npy_grid", "skip_incomplete", "rebase_days", "sort",
-    "affine", "assume_ras", "allow_same", "nonfinite", "max_voxels",
-)  # fmt: skip
 
 
 def settings_of(given: Mapping[str, Any]) -> "FitConfig":
@@ -25,14 +20,6 @@ def settings_of(given: Mapping[str, Any]) -> "FitConfig":
     from tadiff_train.fit import config_of
 
     return config_of(given["preset"], {name: given[name] for name in SETTINGS})
-
-
-def read_options_of(given: Mapping[str, Any]) -> "ReadOptions":
-    """How subjects are read."""
-    from tadiff_rt.case import ReadOptions
-
-    leave_out = tuple(given["leave_out"] or ())
-    return ReadOptions(leave_out=leave_out, **{name: given[name] for name in READING})
 
 
 def network_config(**fields: object) -> "NetworkConfig":

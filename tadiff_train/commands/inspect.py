@@ -13,6 +13,7 @@ import typer
 from tadiff_rt.console import progress_bar, tell
 from tadiff_rt.errors import printable
 from tadiff_rt.readers.folders import some
+from tadiff_train.commands import reading as r
 from tadiff_train.commands.options import Quiet
 
 if TYPE_CHECKING:
@@ -44,72 +45,31 @@ def inspect(
         str, typer.Option(help="Parts and their shares.")
     ] = "train=0.8,val=0.1,test=0.1",
     salt: Annotated[str, typer.Option(help="Another one gives another split.")] = "tadiff",
-    layout: Annotated[str, typer.Option(help="bids, sailor, lumiere or npy.")] = "auto",
-    treatments: Annotated[
-        str, typer.Option(help="SAILOR: table, or published (4 sessions CRT, then TMZ).")
-    ] = "table",
-    lumiere_images: Annotated[
-        str, typer.Option(help="LUMIERE: raw, registered or atlas images.")
-    ] = "auto",
-    npy_grid: Annotated[
-        str, typer.Option(help="npy: how the axes run and the voxel edge in mm, as PLI:1.")
-    ] = "",
-    skip_incomplete: Annotated[
-        bool,
-        typer.Option(
-            "--skip-incomplete", help="SAILOR, LUMIERE: leave out sessions that lack an image."
-        ),
-    ] = False,
-    leave_out: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--leave-out",
-            help="SAILOR, LUMIERE: a session to ignore, or SUBJECT/SESSION; may be repeated.",
-        ),
-    ] = None,
-    rebase_days: Annotated[
-        bool, typer.Option("--rebase-days", help="Count days from the first session.")
-    ] = False,
-    sort: Annotated[bool, typer.Option("--sort", help="Sort sessions by day.")] = False,
-    affine: Annotated[
-        str, typer.Option(help="agree, or sform / qform: which to use where they differ.")
-    ] = "agree",
-    assume_ras: Annotated[
-        bool, typer.Option("--assume-ras", help="Images without orientation are R, A, S.")
-    ] = False,
-    allow_same: Annotated[
-        bool, typer.Option("--allow-same", help="One file may stand for several modalities.")
-    ] = False,
-    nonfinite: Annotated[str, typer.Option(help="refuse, or zero: NaN and Inf to 0.")] = "refuse",
-    max_voxels: Annotated[
-        int, typer.Option(min=1, help="Refuse images that declare more voxels.")
-    ] = 512**3,
+    layout: r.Layout = "auto",
+    treatments: r.Treatments = "table",
+    lumiere_images: r.LumiereImages = "auto",
+    npy_grid: r.NpyGrid = "",
+    skip_incomplete: r.SkipIncomplete = False,
+    leave_out: r.LeaveOut = None,
+    rebase_days: r.RebaseDays = False,
+    sort: r.Sort = False,
+    affine: r.Affine = "agree",
+    assume_ras: r.AssumeRas = False,
+    allow_same: r.AllowSame = False,
+    nonfinite: r.Nonfinite = "refuse",
+    max_voxels: r.MaxVoxels = 512**3,
     quiet: Quiet = False,
 ) -> None:
     """Say what is understood of a data set: a table, a picture, remarks, and all that is wrong.
 
     Ends with exit code 3 (2 for masks that are missing) where there are findings.
     """
-    from tadiff_rt.case import ReadOptions
+    given = dict(locals())
     from tadiff_rt.errors import raise_findings
     from tadiff_train.data.inspect import inspect_cohort
     from tadiff_train.data.split import parse_fractions
 
-    options = ReadOptions(
-        allow_same=allow_same,
-        nonfinite=nonfinite,
-        rebase_days=rebase_days,
-        sort=sort,
-        affine=affine,
-        assume_ras=assume_ras,
-        max_voxels=max_voxels,
-        layout=layout,
-        treatments=treatments,
-        skip_incomplete=skip_incomplete,
-        leave_out=tuple(leave_out or ()),
-        lumiere_images=lumiere_images,
-        npy_grid=npy_grid,
-    )
+    options = r.read_options_of(given)
     fractions = parse_fractions(split)
     if out is not None:
         _prepare_folder(out)

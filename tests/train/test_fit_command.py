@@ -21,12 +21,11 @@ from tadiff_train.checkpoint import load_checkpoint
 from tadiff_train.cli import app
 from tadiff_train.commands.fit import fit as command
 from tadiff_train.commands.fit_request import (
-    READING,
     SETTINGS,
     fractions_of,
-    read_options_of,
     settings_of,
 )
+from tadiff_train.commands.reading import NAMES, read_options_of
 from tadiff_train.data import split_of
 from tadiff_train.fit import FitConfig, Interrupted, config_of
 from tests.conftest import write_bids_case
@@ -80,7 +79,7 @@ def test_defaults_are_those_of_the_settings_and_the_readers():
     assert settings_of(given) == FitConfig()
     assert read_options_of(given) == ReadOptions()
     assert set(SETTINGS) == {f.name for f in dataclasses.fields(FitConfig)}
-    assert {*READING, "leave_out"} == {f.name for f in dataclasses.fields(ReadOptions)}
+    assert {*NAMES, "leave_out"} == {f.name for f in dataclasses.fields(ReadOptions)}
 
 
 def test_options_override_the_preset():
