@@ -1,6 +1,7 @@
 """Fixtures every test may use: a small exported network and heads to feed it."""
 
 import os
+import signal
 from pathlib import Path
 
 import nibabel as nib
@@ -15,6 +16,9 @@ if not torch.cuda.is_available():
     # Kernels run in Triton's interpreter. It is chosen where Triton is first imported, which
     # parts of PyTorch do.
     os.environ["TRITON_INTERPRET"] = "1"
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SIZE = 32
 SPACING_MM = 2.0
