@@ -86,6 +86,7 @@ def test_one_call_of_the_conditioner_serves_all_steps(net, bundle):
     np.testing.assert_allclose(table, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_embeddings_are_not_in_the_denoiser(net):
     """No sinusoid, so no engine can compute one in half precision."""
     names = {n.op_type for n in denoiser_to_onnx(Denoiser(net).eval(), SIZE).graph.node}
@@ -173,6 +174,7 @@ def test_a_failed_export_keeps_the_earlier_bundle(checkpoint, bundle, tmp_path, 
     Forecaster.load(copy)
 
 
+@pytest.mark.slow
 def test_a_network_that_is_exported_wrongly_is_not_written(checkpoint, tmp_path, monkeypatch):
     """The attention every library has, in place of the one the weights were trained with."""
     import tadiff_export.graphs as graphs
@@ -253,6 +255,7 @@ def test_a_conditioner_program_that_is_packed_wrongly_ends_the_export(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_heads_too_wide_for_the_kernel_cost_the_torch_programs_alone(tmp_path):
     """One head of 160 channels, where the kernel has registers for 128."""
     config = NetworkConfig(model_channels=32, num_res_blocks=1, channel_mult=(1, 5), num_heads=1)

@@ -53,6 +53,7 @@ def test_nothing_is_too_large_in_a_sound_network(net, exact):
     assert too_large(exact, [feed(net)]) == frozenset()
 
 
+@pytest.mark.slow
 def test_values_that_fp16_cannot_hold_are_found(scaled):
     found = too_large(denoiser_to_onnx(split(scaled)[1], SIZE), [feed(scaled)])
     assert f"{LARGE}/Conv" in found
@@ -90,6 +91,7 @@ def test_a_network_that_fp16_cannot_hold_is_exported_with_an_island(scaled, tmp_
     assert any("asked for" in line for line in half.certificate.kept_fp32)
 
 
+@pytest.mark.slow
 def test_without_the_island_it_does_not_pass(scaled, tmp_path, monkeypatch):
     """What the test above would not notice if half precision held these values anyway."""
     monkeypatch.setattr(graphs, "too_large", lambda *args: frozenset())

@@ -370,6 +370,7 @@ NEAR_LIMITS: dict[str, Callable[[], bytes]] = {  # as dear as a file that is rea
 }
 
 
+@pytest.mark.slow
 def test_memory_stays_within_200_mb_of_the_file(tmp_path):
     """Peak of a process that reads the dearest files, over what it had before."""
     for name, make in NEAR_LIMITS.items():

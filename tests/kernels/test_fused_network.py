@@ -78,6 +78,7 @@ def outputs(eps, logits):
 
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.slow
 def test_kernels_compute_the_network(net, calls, precision, rows):
     conditions, images = feed(net, rows)
     conditioner, denoiser = split(net)
