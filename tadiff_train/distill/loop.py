@@ -68,7 +68,7 @@ def distill(
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * learning_rate_at(step - 1, shape)
         rows = range((step - 1) * config.batch_size, step * config.batch_size)
-        window = to(collate([windows[i] for i in rows]), device)
+        window = collate([windows[i] for i in rows]).to(device)
         optimiser.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             goal = run_of(teacher, window, path, card)
@@ -80,11 +80,6 @@ def distill(
         if report is not None:
             report(step, terms)
     return cast(TaDiffNet, average.module).eval()
-
-
-def to(window: Window, device: torch.device) -> Window:
-    """The same windows on a device."""
-    return Window(**{name: value.to(device) for name, value in vars(window).items()})
 
 
 @torch.no_grad()

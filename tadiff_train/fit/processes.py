@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from tadiff_rt.errors import TadiffError, UsageError
 
 DEVICES = ("auto", "cpu", "cuda")
+LONGEST_GOODBYE = timedelta(seconds=10)
+"""For the others to need nothing more of this process; those that died do not answer."""
 LONGEST_WAIT = timedelta(hours=3)
 """For another process: the first one reads the cohort, and validates, while the others wait."""
 
@@ -108,4 +110,18 @@ def joined(device: str = "auto") -> Iterator[Processes]:
             yield Processes(where)
     finally:
         if is_new:
+            leave_together()
             dist.destroy_process_group()
+
+
+def leave_together() -> None:
+    """Waits, not long, until every process has heard what the others told it.
+
+    A connection closes as its process ends: what the other has not read is lost, and a thread of
+    gloo's that was just accepting it ends its whole process (pytorch/gloo, issue 514).
+    """
+    store = dist.distributed_c10d._get_default_store()
+    names = [f"tadiff/left/{rank}" for rank in range(dist.get_world_size())]
+    with suppress(RuntimeError):  # the store is the first process's, which may be gone
+        store.set(names[dist.get_rank()], "")
+        store.wait(names, LONGEST_GOODBYE)

@@ -250,4 +250,11 @@ MUTANTS = (
         "if self.scaler.is_enabled():",
         "tests/train/test_fit_folder.py",
     ),
+    Mutant(
+        "the first process closes its connections at once",
+        "tadiff_train/fit/processes.py",
+        "            leave_together()\n",
+        "",
+        f"{MANY}::test_no_process_leaves_before_the_others_heard_it",
+    ),
 )

@@ -54,14 +54,6 @@ def patient(seed: int) -> CachedCase:
 CASES = [patient(seed) for seed in range(4)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def some_windows(count=3, seed=5):
     source = Windows(CASES, seed=seed, num_timesteps=1, slots="future")
     return collate([source[i] for i in range(count)])

@@ -44,14 +44,6 @@ def cases(size: int, count: int = 2) -> list[CachedCase]:
     return made
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def tadiff_train_distill(capsys, monkeypatch):
     """Runs the command on patients that need no reading; (code, out, err)."""

@@ -17,7 +17,7 @@ from tadiff_train.fit import FitConfig, Machine, Processes, joined
 from tadiff_train.fit.curves import CURVES
 from tadiff_train.fit.loader import shares_of
 from tadiff_train.fit.processes import device_of
-from tests.train.toy_runs import discs, same_weights, train
+from tests.train.toy_runs import same_weights, train
 
 ROOT = Path(__file__).parents[2]
 TOGETHER = {
@@ -66,19 +66,14 @@ except TadiffError as error:
 except Interrupted as end:
     sys.exit(f"Interrupted {end}")
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def cases():
-    return [discs(0), discs(1, 3)]
+LEAVES = """
+import os, sys, time
+from tadiff_train.fit import joined
+with joined("cpu") as processes:
+    time.sleep(1.5 * (not processes.is_first))
+    needed = time.time()
+print(needed, time.time(), file=sys.stderr)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +84,12 @@ def alone(cases, tmp_path_factory):
 
 
 def two_processes(out: Path, changes: dict, **ask) -> list[tuple[int, str]]:
-    """Exit code and standard error of both, started as torchrun starts them."""
+    """A run of two processes."""
+    return started_as_torchrun(CHILD, str(out), json.dumps(changes), json.dumps(ask))
+
+
+def started_as_torchrun(program: str, *arguments: str) -> list[tuple[int, str]]:
+    """Exit code and standard error of two processes of a program."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -103,7 +103,7 @@ def two_processes(out: Path, changes: dict, **ask) -> list[tuple[int, str]]:
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, "-c", CHILD, str(out), json.dumps(changes), json.dumps(ask)]
+        command = [sys.executable, "-c", program, *arguments]
         started.append(
             subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         )
@@ -150,19 +150,28 @@ def assert_same_curves(got: Path, expected: Path) -> None:
 def test_processes_fail_together(tmp_path):
     """Window 6 is of the second process in step 2; the folder is the first one's to write."""
     for code, text in two_processes(tmp_path / "run", TOGETHER, broken=6):
-        assert code == 1
+        assert code == 1, text
         assert "NumericsError TD6003" in text
         assert "at step 2" in text
     (tmp_path / "file").write_text("")
     for code, text in two_processes(tmp_path / "file", TOGETHER):
-        assert code == 1
+        assert code == 1, text
         assert "OutputError TD80" in text
+
+
+@pytest.mark.slow
+def test_no_process_leaves_before_the_others_heard_it():
+    (first, told), (second, waited) = started_as_torchrun(LEAVES)
+    assert (first, second) == (0, 0), told + waited
+    needed = float(waited.split()[0])
+    assert all(float(text.split()[-1]) > needed for text in (told, waited))
+    assert float(told.split()[0]) < needed - 1
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_ends_all(cases, tmp_path, alone):
     for code, text in two_processes(tmp_path, TOGETHER, signal=True):
-        assert code == 1
+        assert code == 1, text
         assert f"Interrupted signal {signal.SIGTERM.value} after step 2" in text
     # Half by two processes, half by one.
     got = train(cases, tmp_path, resume=True, **TOGETHER)

@@ -12,27 +12,12 @@ from tadiff_rt.card import ModelCard
 from tadiff_rt.errors import NumericsError, OutputError, UsageError
 from tadiff_rt.preprocess import DataContract
 from tadiff_train.checkpoint import SIDECAR, WEIGHTS, load_checkpoint
-from tadiff_train.data import CachedCase
 from tadiff_train.data.windows import Windows, collate
 from tadiff_train.diffusion import LOSSES, loss_terms, validation_terms
 from tadiff_train.fit import FitConfig, config_of, learning_rate_at, num_timesteps, require_new_run
 from tadiff_train.fit.run import STATE
 from tadiff_train.network import TaDiffNet
 from tests.train.toy_runs import CARD, NETWORK, discs, same_weights, train
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The result is a function of the seed for one number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def cases() -> list[CachedCase]:
-    return [discs(0), discs(1, 3)]
 
 
 def test_learning_rate_at_its_corners():

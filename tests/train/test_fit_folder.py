@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from tadiff_rt.errors import NumericsError, OutputError, ResourceError
 from tadiff_train.checkpoint import load_checkpoint
@@ -20,15 +19,6 @@ from tadiff_train.fit.heldout import HeldOut
 from tadiff_train.fit.run import load_state, locked
 from tadiff_train.fit.trainer import Trainer
 from tests.train.toy_runs import discs, train
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 CASES = [discs(0), discs(1, 3)]
 

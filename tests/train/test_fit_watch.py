@@ -23,19 +23,6 @@ from tests.train.toy_runs import CARD, NETWORK, SHORT, discs, same_weights, trai
 CPU = Processes(torch.device("cpu"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def cases():
-    return [discs(0), discs(1, 3)]
-
-
 def trainer_of(**changes) -> Trainer:
     config = dataclasses.replace(SHORT, start="pass_through", **changes)
     return Trainer(NETWORK, config, CARD.schedule.build(), CPU)

@@ -37,19 +37,6 @@ train([discs(0), discs(1, 3)], out, resume=(out / "state.safetensors").exists(),
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def cases():
-    return [discs(0), discs(1, 3)]
-
-
 def lines_of(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / CURVES).read_text().splitlines()]
 
