@@ -44,6 +44,8 @@ def copy(cohort: Path, out: Path) -> None:
                 to = out / root / NAME / session / "anat" / path.name.replace(subject.name, NAME)
                 to.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, to)
+    for table in (cohort / "derivatives/phantom").glob("*_dseg.tsv"):
+        shutil.copyfile(table, out / "derivatives/phantom" / table.name)
     header, *rows = (subject / f"{subject.name}_sessions.tsv").read_text().splitlines()
     lines = [header, *(row for row in rows if row.split("\t")[0] in sessions)]
     (out / NAME / f"{NAME}_sessions.tsv").write_text("\n".join(lines) + "\n")

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from tadiff_rt.batches import Float32Array
 from tadiff_rt.case import MODALITIES, Session
-from tadiff_rt.geometry import spacing_of
 from tadiff_rt.preprocess import Prepared
 from tadiff_rt.runner import EnsembleResult
 from tadiff_rt.volume import (
@@ -85,15 +84,16 @@ def assemble(
 
     def mapped(images: Float32Array) -> Float32Array:
         scaled = images * prepared.intensity_scale[:, None, None, None]
-        stacks = [prepared.to_patient_grid(image.astype(np.float32)) for image in scaled]
-        return np.stack(stacks)
+        return np.stack([back(image.astype(np.float32)) for image in scaled])
 
-    voxel_ml = float(np.prod(spacing_of(volume.affine))) / 1000
-    volume_ml = estimate_volume(result, voxel_ml)
+    def back(stack: Float32Array) -> Float32Array:
+        return prepared.to_patient_grid(stack, slices=slices)
+
+    volume_ml = estimate_volume(result, prepared.voxel_ml)
     return Forecast(
         mean=mapped(result.mean),
         std=None if result.std is None else mapped(result.std),
-        tumour_probability=prepared.to_patient_grid(result.probability),
+        tumour_probability=back(result.probability),
         volume_ml=volume_ml,
         affine=volume.affine,
         header=volume.header,

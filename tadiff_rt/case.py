@@ -47,7 +47,8 @@ class Session:
     images: dict[str, Volume]
     """One volume for each of MODALITIES."""
     mask: Volume | None = None
-    """Tumour labels, if known; any value > 0 is tumour."""
+    """Tumour labels, if known; any value > 0 is tumour, what is none (`labels`) having been set
+    to 0."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,9 @@ class ReadOptions:
     """An image declaring more is refused before anything is inflated."""
     layout: str = "auto"
     """"auto", or "bids", "sailor", "lumiere", "npy" for a folder that could be several."""
+    labels: str = ""
+    """What the labels of tumour masks mean, a key of `labels.CONVENTIONS`; empty: what the data
+    set says of them, and where it says nothing 1 alone is known."""
     treatments: str = "table"
     """"table": as the data set or a treatments.csv says; "published": SAILOR's first four sessions
     are CRT and all later ones TMZ, whatever was given."""

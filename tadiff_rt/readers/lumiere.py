@@ -14,11 +14,12 @@ known order in days. The folders do not say which treatments were given (see `vi
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tadiff_rt.case import MODALITIES, Case, ReadOptions
 from tadiff_rt.errors import TableError, TadiffError, UsageError
+from tadiff_rt.labels import HDGLIO, TUMOUR, Convention, require_agreement
 from tadiff_rt.readers.folders import WEEK, entries, files_named
 from tadiff_rt.readers.manifest import Found, ImageFile, load_case
 from tadiff_rt.readers.tables import Row, id_problem, quoted
@@ -44,10 +45,13 @@ class ImageSet:
 
     images: Mapping[str, str]
     mask: str = ""
+    labels: Convention | None = None
     drawn_by: str = ""
     about: str = ""
 
 
+DEEPBRATUMIA = Convention("deepbratumia", dict.fromkeys((1, 2, 3), TUMOUR))
+"""Necrosis, oedema and enhancing tumour are 1 to 3, in an order that does not matter here."""
 _HD_GLIO = "HD-GLIO-AUTO-segmentation/registered"
 _ATLAS = "DeepBraTumIA-segmentation/atlas"
 NAMES = {"t1": "T1", "t1c": "CT1", "flair": "FLAIR"}
@@ -56,6 +60,7 @@ IMAGE_SETS = {
     "registered": ImageSet(
         {modality: f"{_HD_GLIO}/{name}_r2s_bet_reg" for modality, name in NAMES.items()},
         mask=f"{_HD_GLIO}/segmentation",
+        labels=HDGLIO,
         drawn_by="HD-GLIO-AUTO",
         about="without skull, a grid of its own for every session",
     ),
@@ -65,6 +70,7 @@ IMAGE_SETS = {
             for modality, name in NAMES.items()
         },
         mask=f"{_ATLAS}/segmentation/seg_mask",
+        labels=DEEPBRATUMIA,
         drawn_by="DeepBraTumIA",
         about="without skull, all sessions on the MNI152 grid",
     ),
@@ -80,7 +86,8 @@ def read_lumiere_case(path: Path, options: ReadOptions, *, last: int | None = No
         last: read the images of only so many sessions, counted from the end.
 
     Raises:
-        UsageError: TD3006, several versions of the images are there and none was chosen.
+        UsageError: TD3006, several versions of the images are there and none was chosen; TD3007,
+            `options.labels` names other labels than those of the version.
         TadiffError: carrying every problem of weeks, treatments and folders, or of all the images.
             TD3309 where two sessions share a week.
     """
@@ -93,6 +100,8 @@ def read_lumiere_case(path: Path, options: ReadOptions, *, last: int | None = No
     version = _choose(path, sessions, options.lumiere_images)
     days, treatments, findings = _days_and_treatments(path, weeks, sessions, options, found.notes)
     image_set = IMAGE_SETS[version]
+    if image_set.labels:
+        require_agreement(image_set.labels, options.labels, path.name)
     list_in_order(
         [Row(0, s, days.get(s, -1), treatments.get(s, ""), {}) for s in sessions],
         lambda session: _files(path, session, image_set),
@@ -107,6 +116,7 @@ def read_lumiere_case(path: Path, options: ReadOptions, *, last: int | None = No
         found.notes.append(f"images are {image_set.about}; {needed}")
     if any(listing.mask for listing in found.listings):
         found.notes.append(f"tumour masks were drawn by {image_set.drawn_by}, not by hand")
+    found.listings = [replace(listing, labels=image_set.labels) for listing in found.listings]
     return load_case(path.name, found, options, last)
 
 

@@ -5,18 +5,21 @@
     ses-02,84,TMZ,ses-02/t1.nii.gz,ses-02/t1c.nii.gz,ses-02/flair.nii.gz,ses-02/tumour.nii.gz
 
 Paths are relative to the folder of the table, or absolute. The mask column and its cells may be
-missing. The treatment of a session is the one given in the interval that ends at it; of the first
-session, the one about to start.
+missing; what the labels of the masks mean is said by `ReadOptions.labels`. The treatment of a
+session is the one given in the interval that ends at it; of the first session, the one about to
+start.
 """
 
 import itertools
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tadiff_rt.case import MODALITIES, Case, ReadOptions, Session, Volume
 from tadiff_rt.errors import InputDataError, TableError, TadiffError, UsageError, raise_findings
+from tadiff_rt.labels import Convention, convention_named, tumour_masks
 from tadiff_rt.readers.tables import Columns, Row, read_rows
 
 COLUMNS = Columns("session", "day", "treatment", required=MODALITIES, optional=("mask",))
@@ -38,6 +41,8 @@ class Listing:
     images: dict[str, ImageFile]
     """By modality; one that is not there has been reported as a finding."""
     mask: ImageFile | None = None
+    labels: Convention | None = None
+    """What the data set says of the labels of the mask; None: what `ReadOptions.labels` says."""
 
 
 @dataclass
@@ -84,7 +89,12 @@ def load_case(name: str, found: Found, options: ReadOptions, last: int | None) -
     """Reads the images of a listing; reports the problems of all sessions together.
 
     Sessions before the last `last` keep their name, day and treatment and have no images.
+
+    Raises:
+        UsageError: TD3005, the convention of the labels is unknown.
+        TadiffError: carrying every problem of the images and masks.
     """
+    declared = convention_named(options.labels)
     findings, notes = list(found.findings), list(found.notes)
     first = 0 if last is None else max(0, len(found.listings) - last)
     sessions = []
@@ -98,6 +108,10 @@ def load_case(name: str, found: Found, options: ReadOptions, last: int | None) -
             _check_present(listing, findings)
         row = listing.row
         sessions.append(Session(row.session, row.day, row.treatment, images, mask))
+    own = [listing.labels for listing in found.listings]
+    sessions = with_tumours(sessions, own, declared, findings, notes)
+    if findings:
+        findings += _findings_on_grids(sessions)
     raise_findings(findings)
     return Case(name, tuple(sessions), tuple(notes))
 
@@ -116,10 +130,47 @@ def _read_session(
     if listing.mask:
         file = listing.mask
         try:
-            mask = read_volume(file.path, options, file.label, labels_only=True, notes=notes)
+            mask = read_volume(file.path, options, file.label, notes=notes)
         except InputDataError as error:
             findings.extend(error.findings)
     return images, mask
+
+
+def _findings_on_grids(sessions: Sequence[Session]) -> list[TadiffError]:
+    """What the images of a refused case would be refused for next, resampled or not."""
+    from tadiff_rt.resample import resampling_findings
+
+    last = sessions[-1].images.get(MODALITIES[0]) if sessions else None
+    if last is None:
+        return []
+    volumes = [volume for session in sessions for volume in session.images.values()]
+    return [*resampling_findings(volumes, last)]
+
+
+def with_tumours(
+    sessions: Sequence[Session],
+    own: Sequence[Convention | None],
+    declared: Convention,
+    findings: list[TadiffError],
+    notes: list[str],
+) -> list[Session]:
+    """`sessions` with masks of tumour alone; what is wrong with labels is appended to `findings`.
+
+    Args:
+        own: of each session, what the data set says of its labels, or None.
+        declared: of the other sessions, together.
+    """
+    known = {i: session.mask for i, session in enumerate(sessions) if session.mask is not None}
+    groups = [([i], labels) for i in known if (labels := own[i]) is not None]
+    groups.append(([i for i in known if own[i] is None], declared))
+    for indices, labels in groups:
+        try:
+            masks = tumour_masks([known[i] for i in indices], labels, notes)
+        except InputDataError as error:
+            findings += error.findings
+        else:
+            known.update(zip(indices, masks, strict=True))
+    return [replace(session, mask=known.get(i)) for i, session in enumerate(sessions)]
 
 
 def _check_present(listing: Listing, findings: list[TadiffError]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tadiff_rt.case import ReadOptions, Volume
-from tadiff_rt.errors import GeometryError, NiftiError, ResourceError
+from tadiff_rt.errors import NiftiError, ResourceError
 from tadiff_rt.readers.gzipped import ByteSource, open_source
 from tadiff_rt.readers.nifti_header import (
     Layout,
@@ -21,8 +21,6 @@ from tadiff_rt.readers.nifti_header import (
     skip_extensions,
 )
 
-LABELS = (0, 1, 2, 3, 4)
-"""Mask labels in use: background, oedema, necrosis, enhancing; 4 is BraTS' enhancing."""
 BLOCK_VOXELS = 1 << 20
 
 
@@ -31,14 +29,12 @@ def read_volume(
     options: ReadOptions,
     label: str,
     *,
-    labels_only: bool = False,
     notes: list[str] | None = None,
 ) -> Volume:
     """Reads a .nii or .nii.gz file as float32, in the file's own axis order.
 
     Args:
         label: what messages call the file.
-        labels_only: the file is a mask; any value but LABELS is refused.
         notes: what had to be assumed or relaxed is appended, one sentence a finding.
 
     Raises:
@@ -59,8 +55,6 @@ def read_volume(
         raise ResourceError(
             "TD7001", "not enough memory to read the image", where=label
         ) from error
-    if labels_only:
-        require_labels(data, label)
     return Volume(
         data, affine, label, voxel_digest(data, affine), clean_header(hdr, layout, affine)
     )
@@ -137,21 +131,6 @@ def handle_nonfinite(
             fix="repair the image, or pass --nonfinite=zero (recorded in the report)",
         )
     notes.append(f"{label}: {counts} set to 0")
-
-
-def require_labels(data: NDArray[np.float32], label: str) -> None:
-    """Refuses a mask with any value but LABELS."""
-    found = np.unique(data)
-    unknown = found[~np.isin(found, LABELS)]
-    if unknown.size:
-        shown = ", ".join(f"{value:g}" for value in unknown[:10])
-        more = f" and {unknown.size - 10} more" if unknown.size > 10 else ""
-        raise GeometryError(
-            "TD3209",
-            f"the mask holds unknown labels: {shown}{more}; known are {LABELS}",
-            where=label,
-            fix="save tumour voxels as 1 to 4 and everything else as 0",
-        )
 
 
 def voxel_digest(data: NDArray[np.float32], affine: NDArray[np.float64]) -> str:

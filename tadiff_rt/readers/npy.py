@@ -2,13 +2,15 @@
 
     sub-17_image.npy       (4 T, h, w, d) float32: channel = modality * T + session, of T1, T1c,
                            FLAIR and T2 (not read); (3 T, h, w, d) without T2
-    sub-17_label.npy       (T, h, w, d) integers, 0 no tumour                        (if known)
+    sub-17_label.npy       (T, h, w, d) integers: 0 no tumour, 1 oedema, 2 necrosis, 3 enhancing
+                                                                                     (if known)
     sub-17_days.npy        (T,) integers, days since the first session
     sub-17_treatment.npy   (T,) integers: 0 CRT, 1 TMZ, 2 none, 3 unknown
 
 Sessions have no names there; they are called ses-01, ses-02, ... in order. Intensities are those
 of the array, normalised to [0, 1] when published, and so are those of a forecast from it. Where
-the voxels lie is said by `npy_grid`.
+the voxels lie is said by `npy_grid`; labels of masks that somebody else numbered by
+`ReadOptions.labels`.
 """
 
 import math
@@ -31,8 +33,10 @@ from tadiff_rt.errors import (
     TadiffError,
     raise_findings,
 )
+from tadiff_rt.labels import PUBLISHED, convention_named
 from tadiff_rt.readers.folders import NPY_IMAGE, npy_image
-from tadiff_rt.readers.nifti import handle_nonfinite, require_labels, voxel_digest
+from tadiff_rt.readers.manifest import with_tumours
+from tadiff_rt.readers.nifti import handle_nonfinite, voxel_digest
 from tadiff_rt.readers.npy_file import NpyFile, open_npy
 from tadiff_rt.readers.npy_grid import npy_affine, parse_npy_grid
 from tadiff_rt.readers.npy_order import check_modality_major
@@ -216,10 +220,11 @@ def _read_sessions(
                     label = f"{arrays.label.label}, {row.session}"
                     data = arrays.label.read(at, 1)[0]
                     mask = _volume(data, affine, label, options, notes)
-                    require_labels(mask.data, label)
             except InputDataError as error:
                 findings += error.findings
         sessions.append(Session(row.session, row.day, row.treatment, images, mask))
+    declared = convention_named(options.labels) if options.labels else PUBLISHED
+    sessions = with_tumours(sessions, [None] * len(rows), declared, findings, notes)
     raise_findings(findings)
     return tuple(sessions)
 

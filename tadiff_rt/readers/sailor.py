@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tadiff_rt.case import MAX_DAY, Case, ReadOptions
 from tadiff_rt.errors import TableError, TadiffError
+from tadiff_rt.labels import PUBLISHED, require_agreement
 from tadiff_rt.readers.folders import (
     SAILOR_INTERVALS,
     SAILOR_NAMES,
@@ -60,11 +61,12 @@ def read_sailor_case(path: Path, options: ReadOptions, *, last: int | None = Non
     Raises:
         TadiffError: carrying every problem of days, treatments and folders, or of all the images.
             TD3319 where the intervals do not fit the sessions, as for seven patients in the table
-            that the published script reads.
+            that the published script reads; TD3007 where `options.labels` names other labels.
     """
     if problem := id_problem(path.name):
         what = f"subject {quoted(path.name)} {problem}"
         raise TableError("TD3318", what, where=path.name)
+    require_agreement(PUBLISHED, options.labels, path.name)
     found = Found()
     names = _sessions(path)
     sessions = leave_out(names, options, found.notes, path.name)

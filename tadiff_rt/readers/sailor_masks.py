@@ -20,6 +20,7 @@ from tadiff_rt.errors import (
     raise_findings,
 )
 from tadiff_rt.geometry import canonical_grid, canonical_view, from_canonical, grid_findings
+from tadiff_rt.labels import PUBLISHED
 from tadiff_rt.readers.manifest import ImageFile
 from tadiff_rt.readers.nifti import read_volume, voxel_digest
 
@@ -58,6 +59,8 @@ def with_masks(load: Callable[[], Case], masks: Mapping[str, Names], options: Re
         except InputDataError as error:
             findings += error.findings
     raise_findings(findings)
+    if any(merged.values()):
+        notes.append(PUBLISHED.note)
     assert case is not None
     sessions = (replace(session, mask=merged.get(session.name)) for session in case.sessions)
     return replace(case, sessions=tuple(sessions), notes=(*case.notes, *notes))

@@ -9,6 +9,7 @@ import typer
 from tadiff_rt.console import progress_bar
 from tadiff_train.commands.fit_request import fractions_of
 from tadiff_train.commands.options import Quiet
+from tadiff_train.commands.reading import Labels
 
 if TYPE_CHECKING:
     from tadiff_rt.sampling import SamplingRequest
@@ -60,6 +61,7 @@ def evaluate(
         bool,
         typer.Option("--no-growth", help="Without the fitted growth model, which takes long."),
     ] = False,
+    labels: Labels = "",
     skip_bad: Annotated[
         bool,
         typer.Option("--skip-bad", help="Leave out patients that cannot be used, and say so."),
@@ -88,7 +90,10 @@ def evaluate(
     raise_findings(request.findings())
     require_writable(out)
     check_drawing()
-    draw, scope = Draw(samples, steps, seed, coherence), Scope(max_slices=max_slices)
+    draw, scope = (
+        Draw(samples, steps, seed, coherence),
+        Scope(max_slices=max_slices, labels=labels),
+    )
     fractions = fractions_of({"val_fraction": val_fraction, "test_fraction": test_fraction})
     found = subjects_of(data, split, fractions, salt)
     forecaster = Forecaster.load(engine, threads=threads)

@@ -69,6 +69,7 @@ def fit(
     jobs: o.Jobs = 1,
     skip_bad: o.SkipBad = False,
     layout: r.Layout = "auto",
+    labels: r.Labels = "",
     treatments: r.Treatments = "table",
     lumiere_images: r.LumiereImages = "auto",
     npy_grid: r.NpyGrid = "",

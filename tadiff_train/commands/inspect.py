@@ -46,6 +46,7 @@ def inspect(
     ] = "train=0.8,val=0.1,test=0.1",
     salt: Annotated[str, typer.Option(help="Another one gives another split.")] = "tadiff",
     layout: r.Layout = "auto",
+    labels: r.Labels = "",
     treatments: r.Treatments = "table",
     lumiere_images: r.LumiereImages = "auto",
     npy_grid: r.NpyGrid = "",

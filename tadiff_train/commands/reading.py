@@ -9,6 +9,13 @@ if TYPE_CHECKING:
     from tadiff_rt.case import ReadOptions
 
 Layout = Annotated[str, typer.Option(help="bids, sailor, lumiere or npy.")]
+Labels = Annotated[
+    str,
+    typer.Option(
+        help="What labels of masks mean: binary, published, brats2021, brats2023, brats2024 or "
+        "hdglio."
+    ),
+]
 Treatments = Annotated[
     str, typer.Option(help="SAILOR: table, or published (4 sessions CRT, then TMZ).")
 ]
@@ -46,8 +53,8 @@ Nonfinite = Annotated[str, typer.Option(help="refuse, or zero: NaN and Inf to 0.
 MaxVoxels = Annotated[int, typer.Option(min=1, help="Refuse images that declare more voxels.")]
 
 NAMES = (
-    "layout", "treatments", "lumiere_images", "npy_grid", "skip_incomplete", "rebase_days", "sort",
-    "affine", "assume_ras", "allow_same", "nonfinite", "max_voxels",
+    "layout", "labels", "treatments", "lumiere_images", "npy_grid", "skip_incomplete",
+    "rebase_days", "sort", "affine", "assume_ras", "allow_same", "nonfinite", "max_voxels",
 )  # fmt: skip
 
 

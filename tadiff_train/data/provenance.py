@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from tadiff_rt.case import MODALITIES, ReadOptions, Session
 from tadiff_rt.preprocess import DataContract, Prepared
 from tadiff_rt.readers.folders import NPY_IMAGE, entries
+from tadiff_rt.readers.label_table import SUFFIX as LABEL_TABLE
 from tadiff_rt.readers.npy import AXES as NPY_ARRAYS
 from tadiff_rt.readers.visits import TABLE
 from tadiff_train.data import manifest
@@ -92,8 +93,11 @@ def files_of(subject: Subject) -> tuple[FileState, ...]:
         stem = path.name.removesuffix(NPY_IMAGE)
         return _states(path.with_name(f"{stem}_{array}.npy") for array in NPY_ARRAYS)
     derivatives = path.parent / "derivatives"
-    folders = [path, *(derivatives / name / path.name for name in entries(derivatives))]
-    return _states([*(file for folder in folders for file in _below(folder)), path.parent / TABLE])
+    pipelines = [derivatives / name for name in entries(derivatives)]
+    folders = [path, *(pipeline / path.name for pipeline in pipelines)]
+    tables = [file for pipeline in pipelines for file in pipeline.glob(f"*{LABEL_TABLE}")]
+    files = [file for folder in folders for file in _below(folder)]
+    return _states([*files, *tables, path.parent / TABLE])
 
 
 def key_of(

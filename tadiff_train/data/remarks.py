@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tadiff_rt.case import Case, Session
 from tadiff_rt.geometry import grid_findings
-from tadiff_rt.preprocess import MAX_TUMOUR_FRACTION
+from tadiff_rt.image_checks import MAX_TUMOUR_FRACTION
 from tadiff_rt.readers.folders import some
 from tadiff_train.data.picture import view_of
 

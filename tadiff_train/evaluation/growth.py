@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from tadiff_rt.case import MODALITIES, Case
+from tadiff_rt.case import MODALITIES, Case, ReadOptions
 from tadiff_rt.errors import TadiffError
 from tadiff_rt.geometry import check_same_grid
 from tadiff_rt.preprocess import DataContract
@@ -69,7 +69,9 @@ def grow_subject(task: GrowthTask, subject: Subject) -> Grown:
     not vanish for it.
     """
     try:
-        patient = open_patient(read_subject(subject), task.contract, task.scope)
+        patient = open_patient(
+            read_subject(subject, ReadOptions(labels=task.scope.labels)), task.contract, task.scope
+        )
         history = see_history(patient, task.contract)
         fit = fit_growth(
             history.t1,

@@ -17,6 +17,7 @@ from tadiff_rt.errors import UsageError
 from tadiff_rt.forecast import choose_slices
 from tadiff_rt.geometry import canonical_grid, canonical_view, check_same_grid, spacing_of
 from tadiff_rt.intensity import measure_range
+from tadiff_rt.labels import PUBLISHED, tumour_masks
 from tadiff_rt.preprocess import DataContract, Prepared, Window, prepare
 from tadiff_rt.readers.nifti import read_volume
 from tadiff_rt.request import NUM_SOURCES, select_sources
@@ -36,6 +37,8 @@ class Scope:
     hide what is forecast elsewhere. "tumour" is all brain where no source has any."""
     max_slices: int | None = None
     """Of more, every k-th is evaluated."""
+    labels: str = ""
+    """What labels of masks mean; see `ReadOptions`."""
 
     def __post_init__(self) -> None:
         if self.max_slices is not None and self.max_slices < 1:
@@ -208,7 +211,8 @@ def other_truths(
         path = anat / f"{subject.name}_{target.name}_desc-tumour{treatment}_dseg.nii.gz"
         if treatment == target.treatment or treatment not in treatments or not path.exists():
             continue
-        mask = read_volume(path, ReadOptions(), path.name, labels_only=True, notes=[])
+        drawn = read_volume(path, ReadOptions(), path.name, notes=[])
+        (mask,) = tumour_masks([drawn], PUBLISHED, [])
         check_same_grid([patient.case.sessions[-1].images["t1"], mask])
         other = dataclasses.replace(target, mask=mask)
         tumour = on_network_grid(other, patient.prepared.window, contract)[1]

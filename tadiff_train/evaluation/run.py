@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from tadiff_rt.card import ModelCard
+from tadiff_rt.case import ReadOptions
 from tadiff_rt.errors import TadiffError
 from tadiff_rt.forecast import Forecaster
 from tadiff_train.data import Subject, read_subject
@@ -101,7 +102,9 @@ def usable_subjects(
 
 def _open(subject: Subject, task: GrowthTask) -> tuple[Patient, list[tuple[str, Mask]]]:
     """A patient, and the true tumour by treatment, the one given first."""
-    patient = open_patient(read_subject(subject), task.contract, task.scope)
+    patient = open_patient(
+        read_subject(subject, ReadOptions(labels=task.scope.labels)), task.contract, task.scope
+    )
     futures = [(patient.target.treatment, patient.true_tumour)]
     if task.counterfactuals:
         futures += other_truths(subject, patient, task.contract, task.treatments)

@@ -230,9 +230,16 @@ MUTANTS = (
     Mutant(
         "masks among the derivatives not in the key",
         f"{D}/provenance.py",
-        "folders = [path, *(derivatives / name / path.name for name in entries(derivatives))]",
+        "folders = [path, *(pipeline / path.name for pipeline in pipelines)]",
         "folders = [path]",
         f"{CACHE}::test_a_new_mask_or_table_beside_the_subject_is_noticed",
+    ),
+    Mutant(
+        "what the labels mean not in the key",
+        f"{D}/provenance.py",
+        "return _states([*files, *tables, path.parent / TABLE])",
+        "return _states([*files, path.parent / TABLE])",
+        f"{CACHE}::test_what_the_labels_mean_is_part_of_an_entry",
     ),
     Mutant(
         "options not in the key",

@@ -29,6 +29,10 @@ IMAGES = {
 }
 MASKS = {"registered": f"{REGISTERED}/segmentation", "atlas": f"{ATLAS}/segmentation/seg_mask"}
 VERSIONS = tuple(IMAGES)
+LABELS = {
+    "registered": "tumour labels: hdglio (1 oedema, 2 enhancing tumour)",
+    "atlas": "tumour labels: deepbratumia (1 tumour, 2 tumour, 3 tumour)",
+}
 
 
 def voxels(version: str, week: str, m: int, high: int = 900) -> np.ndarray:
@@ -99,7 +103,10 @@ def test_a_patient_is_read_with_days_of_weeks_treatments_and_voxels(patient, ver
             assert session.mask is None
     by = {"registered": "HD-GLIO-AUTO", "atlas": "DeepBraTumIA"}
     if version in by:
-        assert case.notes == (f"tumour masks were drawn by {by[version]}, not by hand",)
+        assert case.notes == (
+            f"tumour masks were drawn by {by[version]}, not by hand",
+            LABELS[version],
+        )
 
 
 def test_a_version_of_the_images_is_chosen_by_name(patient):

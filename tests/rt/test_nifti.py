@@ -118,12 +118,6 @@ def sheared(shear: float) -> bytes:
     return image.to_bytes()
 
 
-def labelled(*labels: float) -> bytes:
-    voxels = np.zeros(SHAPE)
-    voxels.flat[: len(labels)] = labels
-    return nifti(voxels, np.float32)
-
-
 REFUSED: dict[str, tuple[str, bytes]] = {
     "N01 empty": ("TD3101", b""),
     "N01 empty gzip": ("TD3101", gzip.compress(b"")),
@@ -442,16 +436,6 @@ def test_microns_and_metres_are_converted(tmp_path: Path):  # N33
             volume = read_volume(path, ReadOptions(), "t1", notes=notes)
             np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
             assert "W3120" in notes[0]
-
-
-def test_masks_hold_known_labels_only(tmp_path: Path):  # G19
-    path = tmp_path / "mask.nii"
-    path.write_bytes(labelled(0, 1, 2, 3, 4))
-    assert read_volume(path, ReadOptions(), "mask", labels_only=True).data.max() == 4
-    path.write_bytes(labelled(0, 1, 2, 4, 255, 0.5, -1))
-    with pytest.raises(GeometryError, match=r"unknown labels: -1, 0.5, 255;") as caught:
-        read_volume(path, ReadOptions(), "mask", labels_only=True)
-    assert caught.value.code == "TD3209"
 
 
 def refusal(path: Path) -> TadiffError:

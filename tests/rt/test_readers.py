@@ -198,6 +198,28 @@ def test_problems_of_images_of_all_sessions_are_reported_together(bids):
     assert codes == ["TD3316", "TD3101", "TD3109"]
 
 
+def test_grids_that_cannot_be_brought_together_are_reported_with_damaged_files(bids):
+    """Only those: another voxel size is a matter of what the forecast is asked for."""
+    root, voxels = bids
+    image_path(root, "ses-01", "t1").write_bytes(b"")
+    turn = np.diag([1.0, 1.5, 2.0, 1.0])
+    turn[:2, :2] = [[0.8, -0.9], [0.6, 1.2]]
+    finer = np.diag([0.5, 0.75, 1.0, 1.0])
+    finer[:3, 3] = -5, 11.375, -4
+    for session, affine in (("ses-02", turn), ("ses-03", finer)):
+        data = voxels[int(session[-1]) - 1, "flair"]
+        image = nib.Nifti1Image(data, affine)
+        image.set_qform(affine, 1)
+        image.set_sform(affine, 1)
+        nib.save(image, image_path(root, session, "flair"))
+    codes = [(code, message.split("[")[1]) for code, message in findings(root)]
+    name = "sub-17/{0}/anat/sub-17_{0}_{1}.nii.gz]"
+    assert codes == [
+        ("TD3101", name.format("ses-01", "T1w")),
+        ("TD3201", name.format("ses-02", "FLAIR")),
+    ]
+
+
 def test_a_session_id_without_its_prefix_is_refused(bids):
     root, _ = bids
     table = root / "sub-17" / "sub-17_sessions.tsv"
@@ -209,7 +231,7 @@ def test_a_session_id_without_its_prefix_is_refused(bids):
 def test_masks_come_from_the_derivatives_desc_tumour_first(bids):
     root, _ = bids
     anat = root / "derivatives" / "raters" / "sub-17" / "ses-03" / "anat"
-    tumour = write_image(anat / "sub-17_ses-03_desc-tumour_dseg.nii.gz", 5, np.uint8, high=3)
+    tumour = write_image(anat / "sub-17_ses-03_desc-tumour_dseg.nii.gz", 5, np.uint8, high=2)
     write_image(anat / "sub-17_ses-03_desc-brain_dseg.nii.gz", 6, np.uint8, high=3)
     case = read_case(root)
     np.testing.assert_array_equal(case.sessions[2].mask.data, tumour)
@@ -287,7 +309,7 @@ def test_a_manifest_is_read_relative_to_its_folder(manifest, monkeypatch):
 
 def test_a_manifest_may_name_absolute_paths_and_masks(manifest):
     folder = manifest.parent
-    mask = write_image(folder / "m.nii", 3, np.uint8, high=3)
+    mask = write_image(folder / "m.nii", 3, np.uint8, high=2)
     header, first, second = manifest.read_text().splitlines()
     second = second.replace("s1/t1.nii.gz", str(folder / "s1" / "t1.nii.gz"))
     manifest.write_text(f"{header},mask\n{first},\n{second},m.nii\n")

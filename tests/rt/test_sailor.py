@@ -22,6 +22,7 @@ INTERVALS = (10, 24, 7, 15, 77)
 DAYS = (0, 10, 34, 41, 56, 133)
 WORDS = ("no", "CRT", "CRT", "CRT", "TMZ", "TMZ")
 NAMES = {"t1": "T1", "t1c": "T1c", "flair": "Flair"}
+LABELS = "tumour labels: published (1 oedema, 2 necrosis, 3 enhancing tumour)"
 AFFINE = np.array([[-1.0, 0, 0, 96], [0, 1, 0, -132], [0, 0, 1.5, -78], [0, 0, 0, 1]])
 
 
@@ -99,7 +100,7 @@ def test_a_patient_is_read_with_days_treatments_and_voxels(patient):
     for s, session in enumerate(case.sessions):
         for m, modality in enumerate(MODALITIES):
             np.testing.assert_array_equal(session.images[modality].data, voxels(s, m))
-    assert case.notes == ()
+    assert case.notes == (LABELS,)
     assert case.sessions[1].images["t1c"].label == "sub-17/ses-02/T1c.nii.gz"
 
 
@@ -137,7 +138,8 @@ def test_half_a_tumour_is_no_mask(patient, absent):
     (patient / "ses-03" / f"{absent}.nii.gz").unlink()
     case = read_case(patient)
     assert [s.mask is None for s in case.sessions] == [False, False, True, False, False, False]
-    ((note),) = case.notes
+    note, labels = case.notes
+    assert labels == LABELS
     assert note.startswith("no mask for ses-03: it has")
     assert f"without {absent}" in note
 
@@ -154,7 +156,7 @@ def test_empty_masks_are_noted(patient):
     for name in ("EdemaMask-CL", "ContrastEnhancedMask-CL"):
         save(patient / "ses-03" / f"{name}.nii.gz", np.zeros(SHAPE, np.float32))
     case = read_case(patient)
-    assert case.notes == ("there is no tumour in the masks of ses-03",)
+    assert case.notes == ("there is no tumour in the masks of ses-03", LABELS)
     assert case.sessions[2].mask.data.max() == 0
 
 
@@ -168,7 +170,7 @@ def test_resampled_masks_keep_their_tumour_and_lose_their_noise(patient, top):
     expected = box(1, 7)
     expected[box(2, 3) > 0] = 3
     np.testing.assert_array_equal(case.sessions[0].mask.data, expected)
-    ((note),) = case.notes
+    note, _ = case.notes
     assert note.startswith(f"EdemaMask-CL of ses-01: tumour is {mask.max():g}")
 
 
@@ -241,7 +243,7 @@ def test_a_column_of_days_goes_before_the_intervals(patient):
     table(patient, rows, "session,treatment,day")
     case = read_case(patient)
     assert tuple(s.day for s in case.sessions) == (0, 100, 200, 300, 400, 500)
-    assert case.notes == ("days are those of treatments.csv",)
+    assert case.notes == ("days are those of treatments.csv", LABELS)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +284,7 @@ def test_the_published_rule_counts_sessions_and_is_used_only_by_name(patient):
     assert [s.treatment for s in case.sessions] == ["CRT"] * 4 + ["TMZ"] * 2
     assert case.notes == (
         "treatments by the published rule: CRT in the first 4 sessions, TMZ in all later ones",
+        LABELS,
     )
     # By index among all sessions, as published, also where one is left out.
     options = ReadOptions(treatments="published", leave_out=("ses-02",))
@@ -378,7 +381,7 @@ def test_rows_of_sessions_left_out_do_no_harm(patient):
     table(patient, ALL_ROWS)
     case = read_case(patient, ReadOptions(leave_out=("ses-03", "ses-05")))
     assert tuple(s.day for s in case.sessions) == (0, 10, 41, 133)
-    assert case.notes == ("sessions left out as asked for: 2",)
+    assert case.notes == ("sessions left out as asked for: 2", LABELS)
 
 
 def test_a_session_to_leave_out_must_exist(patient):
@@ -400,6 +403,7 @@ def test_incomplete_sessions_are_all_reported_or_skipped_with_a_note(patient):
     assert case.notes == (
         "the session on day 10 was skipped: it has no t1",
         "the session on day 56 was skipped: it has no t1c, flair",
+        LABELS,
     )
 
 
@@ -442,7 +446,7 @@ def test_days_of_a_table_may_need_sorting(patient):
     case = read_case(patient, ReadOptions(sort=True))
     assert [(s.name, s.day) for s in case.sessions[:2]] == [("ses-02", 0), ("ses-01", 7)]
     np.testing.assert_array_equal(case.sessions[0].images["t1"].data, voxels(1, 0))
-    assert case.notes[-1] == "sessions were sorted by day"
+    assert case.notes[-2] == "sessions were sorted by day"
 
 
 def test_names_may_be_in_any_case_and_not_compressed(patient):
@@ -513,7 +517,7 @@ def test_notes_of_a_report_name_neither_patient_nor_session(patient):
     mask.write_bytes(gzip.decompress(mask.read_bytes()))  # a note of the NIfTI reader
     options = ReadOptions(skip_incomplete=True, leave_out=("ses-02",), treatments="published")
     case = read_case(patient, options)
-    assert len(case.notes) == 7
+    assert len(case.notes) == 8
     notes = without_names(case.notes, case)
     assert not [note for note in notes if "sub-" in note or "ses-" in note]
     assert "no mask for day 41: it has ContrastEnhancedMask-CL without EdemaMask-CL" in notes

@@ -53,6 +53,11 @@ def tumour(patient: int, session: int) -> np.ndarray:
     return label
 
 
+def whole(patient: int, session: int) -> np.ndarray:
+    """As `tumour`, all of it 1: what needs no declaration."""
+    return (tumour(patient, session) > 0).astype(np.uint8)
+
+
 def save(path: Path, data: np.ndarray, axes: str = "RAS", affine: np.ndarray = RAS) -> None:
     """A NIfTI file with its voxels stored along `axes`."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +82,7 @@ def write_bids(root: Path, cohort=COHORT) -> Path:
             anat = f"{subject}/ses-{s + 1:02}/anat/{subject}_ses-{s + 1:02}"
             for m, name in enumerate(names):
                 save(root / f"{anat}_{name}.nii.gz", scan(p, s, m))
-            save(root / f"derivatives/manual/{anat}_desc-tumour_dseg.nii.gz", tumour(p, s))
+            save(root / f"derivatives/manual/{anat}_desc-tumour_dseg.nii.gz", whole(p, s))
         (root / subject / f"{subject}_sessions.tsv").write_text("\n".join(rows) + "\n")
     return root
 
@@ -133,7 +138,7 @@ def write_lumiere_week(folder: Path, p: int, s: int) -> None:
     """Registered images and HD-GLIO's mask as LPS; T1 before registration is not written."""
     for m, stem in enumerate(LUMIERE_IMAGES):
         save(folder / f"{stem}.nii.gz", scan(p, s, m), "LPS")
-    save(folder / f"{LUMIERE_MASK}.nii.gz", (tumour(p, s) > 0).astype(np.uint8), "LPS")
+    save(folder / f"{LUMIERE_MASK}.nii.gz", whole(p, s), "LPS")
 
 
 def write_lumiere(root: Path, cohort=COHORT) -> Path:
@@ -185,7 +190,7 @@ def write_manifest(root: Path, cohort=COHORT) -> Path:
             files = [f"loose/{p}-{s}-{name}.nii.gz" for name in ("a", "b", "c", "tumour")]
             for m, file in enumerate(files[:3]):
                 save(root / file, scan(p, s, m), "SPR")
-            save(root / files[3], tumour(p, s), "SPR")
+            save(root / files[3], whole(p, s), "SPR")
             rows.append(",".join([f"P{p:02}", f"scan{s}", str(day), treatment, *files]))
     (root / "manifest.csv").write_text("\n".join(rows) + "\n")
     return root

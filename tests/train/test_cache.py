@@ -261,6 +261,16 @@ def test_an_edited_table_makes_a_new_entry(cohort, cache):
     assert len(entries(cache)) == 3
 
 
+def test_what_the_labels_mean_is_part_of_an_entry(cohort, cache):
+    """The table lies above the folders of the subjects."""
+    table = cohort / "derivatives/manual/desc-tumour_dseg.tsv"
+    table.write_text("index\tname\n1\toedema\n")
+    noted = cached(cohort, cache)[0].provenance.notes
+    table.write_text("index\tname\n1\ttumour\n")
+    assert cached(cohort, cache)[0].provenance.notes != noted
+    assert len(entries(cache)) == 4
+
+
 TEARS = {
     "no meta": lambda entry: (entry / "meta.json").unlink(),
     "half a meta": lambda entry: (entry / "meta.json").write_text('{"name": "sub-01"'),

@@ -506,7 +506,7 @@ def test_sessions_on_grids_of_their_own_are_refused(roots, tmp_path):
     affine[0, 3] += 3
     for m, stem in enumerate(layouts.LUMIERE_IMAGES):
         layouts.save(week / f"{stem}.nii.gz", layouts.scan(2, 1, m), "LPS", affine)
-    layouts.save(week / f"{layouts.LUMIERE_MASK}.nii.gz", layouts.tumour(2, 1), "LPS", affine)
+    layouts.save(week / f"{layouts.LUMIERE_MASK}.nii.gz", layouts.whole(2, 1), "LPS", affine)
     problems = raised(cached, root, tmp_path / "c", "lumiere")
     assert {code for code, _ in problems} == {"TD3201"}
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
@@ -179,3 +181,16 @@ def test_help_loads_nothing_heavy():
     )
     out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert out.stdout.split() == []
+
+
+def test_labels_of_masks_are_declared(run, bundle, tmp_path):
+    write_bids_case(tmp_path / "data")
+    for path in (tmp_path / "data").rglob("*_dseg.nii.gz"):
+        mask = nib.load(path)
+        labels = np.asarray(mask.dataobj).copy()
+        labels[np.nonzero(labels)[0][:1]] *= 2
+        nib.save(nib.Nifti1Image(labels, mask.affine), path)
+    line = ("--engine", bundle, "--data", tmp_path / "data", "-o", tmp_path / "results.md", *QUICK)
+    code, _, stderr = run(*line, "--no-growth")
+    assert (code, "TD3209" in stderr, "--labels" in stderr) == (3, True, True)
+    assert run(*line, "--no-growth", "--labels", "hdglio")[0] == 0

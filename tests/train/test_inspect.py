@@ -148,7 +148,7 @@ def test_voxels_that_no_network_takes_are_a_finding(tmp_path, edge, bad):
         s = int("ses-02" in path.name)
         names = ("T1w", "ce-gad", "FLAIR")
         m = next((m for m in (1, 0, 2) if names[m] in path.name), None)
-        data = layouts.tumour(1, s) if m is None else layouts.scan(1, s, m)
+        data = layouts.whole(1, s) if m is None else layouts.scan(1, s, m)
         layouts.save(path, data, "RAS", affine)
     inspection = inspect_cohort(root)
     assert [e.code for e in inspection.findings] == (["TD3207"] if bad else [])
@@ -186,7 +186,7 @@ def test_masks_that_do_not_belong_to_the_brain_are_remarked_on(tmp_path):
     first, second = sorted((root / "derivatives").rglob("*dseg*"))
     everywhere = np.ones(layouts.SHAPE, np.uint8)
     layouts.save(first, everywhere, "PIL")
-    stray = layouts.tumour(1, 1)
+    stray = layouts.whole(1, 1)
     stray[0, 0, 0] = 1
     layouts.save(second, stray)  # one voxel of many is what resampling leaves
     voxels, brain = everywhere.size, 14 * 18 * 10
@@ -226,11 +226,12 @@ def test_patients_of_voxels_that_no_one_network_takes(run, tmp_path):
 
 
 def test_remarks_are_capped_and_say_so(run, roots, monkeypatch):
-    monkeypatch.setattr(command, "MAX_REMARKS", 1)
+    monkeypatch.setattr(command, "MAX_REMARKS", 2)
     out = run(roots["npy"], "-q", "--npy-grid", "PLI:2")[1]
     assert "sub-01, sub-02: arrays have no affine" in out
+    assert "sub-01, sub-02: tumour labels: published (1 oedema" in out
     assert "more" not in out
-    monkeypatch.setattr(command, "MAX_REMARKS", 0)
+    monkeypatch.setattr(command, "MAX_REMARKS", 1)
     assert "  and 1 more; --json has all" in run(roots["npy"], "-q", "--npy-grid", "PLI:2")[1]
 
 
