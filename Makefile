@@ -8,7 +8,7 @@ export PIP_NO_PYTHON_VERSION_WARNING = 1
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test quick lint demo-data results clean
+.PHONY: demo test quick lint docs demo-data results clean
 
 # The CPU runtime alone: no torch.
 demo: $(VENV)-demo/ready
@@ -38,6 +38,10 @@ test: lint
 quick: $(VENV)/ready
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
+# The pages of docs/ as a site in site/, which loads nothing from elsewhere.
+docs: $(VENV)/ready
+	$(BIN)/mkdocs build --strict
+
 # Everything that is shipped with the demo, from nothing: about 90 minutes on two cores.
 demo-data: $(VENV)/ready
 	bash benchmarks/make_demo_data.sh
@@ -47,4 +51,4 @@ results: $(VENV)/ready
 	bash benchmarks/make_results.sh
 
 clean:
-	rm -rf $(VENV) $(VENV)-demo build dist demo *.egg-info
+	rm -rf $(VENV) $(VENV)-demo build dist demo site *.egg-info

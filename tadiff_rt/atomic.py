@@ -43,8 +43,8 @@ def temporary_path(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.tadiff-{kind}-{token}")
 
 
-def output_error(error: OSError, path: Path) -> TadiffError:
-    """What an operating system error while writing `path` means to the user."""
+def output_error(error: OSError, path: Path, needed_bytes: int | None = None) -> TadiffError:
+    """What an operating system error while writing `path`, of this size, means to the user."""
     where, reason = str(path), error.strerror or str(error)
     if error.errno in _NO_SPACE:
         free = "unknown"
@@ -52,6 +52,7 @@ def output_error(error: OSError, path: Path) -> TadiffError:
             free = str(shutil.disk_usage(path.parent).free)
         fix = "free some space, raise the quota or the file size limit, or write elsewhere"
         what = f"the disk is full or the file too large: {reason}; {free} bytes are free"
+        what += "" if needed_bytes is None else f", the file needs {needed_bytes}"
         return ResourceError("TD7002", what, where=where, fix=fix)
     if error.errno in _NOT_ALLOWED:
         fix = "choose a folder you may write to"
@@ -85,7 +86,10 @@ class _File(io.RawIOBase):
 
 @contextmanager
 def atomic_file(
-    path: Path, *, verify: Callable[[BinaryIO], None] | None = None
+    path: Path,
+    *,
+    verify: Callable[[BinaryIO], None] | None = None,
+    needed_bytes: int | None = None,
 ) -> Iterator[BinaryIO]:
     """A file to write to that becomes `path`, replacing any file there, when the block ends.
 
@@ -93,6 +97,7 @@ def atomic_file(
         path: its folder must exist.
         verify: called with the written file opened anew, before it gets its name; raises to
             reject it.
+        needed_bytes: size of the file, for the error of a full disk.
 
     Raises:
         OutputError, ResourceError: nothing of the file is left, and a file that was at `path`
@@ -102,8 +107,9 @@ def atomic_file(
         path.with_name(os.fsdecode(os.fsencode(path.name)[:MAX_NAME])), "tmp"
     )
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
+            # In here: a signal during the call is raised after it, and the file is there.
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
                 yield cast(BinaryIO, _File(fd))
                 os.fsync(fd)
@@ -119,7 +125,7 @@ def atomic_file(
             raise
         sync_folder(path.parent)
     except OSError as error:
-        raise output_error(error, path) from error
+        raise output_error(error, path, needed_bytes) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -135,14 +141,25 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def remove_temporary(folder: Path) -> None:
+    """Removes a folder under its temporary name, if it is there; a signal does not cut it short."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def discard(aside: Path, path: Path) -> None:
     """Removes a folder that stood aside for `path`.
 
     It becomes a temporary first: half of it, after a crash, must not be taken for a result.
     """
     trash = temporary_path(path, "tmp")
-    os.rename(aside, trash)
-    shutil.rmtree(trash, ignore_errors=True)
+    try:
+        os.rename(aside, trash)
+    finally:  # a signal during the call is raised after it, and the folder has its new name
+        remove_temporary(trash)
 
 
 def clean_leftovers(folder: Path) -> list[str]:

@@ -72,6 +72,8 @@ class BatchRunner:
     workers: int = 1
     """Batches computed at a time, each in a thread of its own."""
     progress: Progress | None = None
+    keep: bool = False
+    """The tumour probability of every sample stays with the statistics."""
     notes: list[str] = field(default_factory=list)
     """What happened that the user should know."""
 
@@ -109,7 +111,7 @@ class BatchRunner:
         rows = [(item.at, k) for item in work for k in range(item.first, item.samples)]
         begun = {item.at: item.so_far for item in work if item.so_far}
         for (at, sample), image, logits in self.run(rows):
-            statistics = begun.get(at) or SliceStatistics((3, *shape), shape)
+            statistics = begun.get(at) or SliceStatistics((3, *shape), shape, keep=self.keep)
             begun[at] = statistics
             statistics.add(image, np.where(inside, logits[TARGET_SLOT], -np.inf))
             if sample == items[at].samples - 1:

@@ -7,56 +7,50 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from tadiff_rt.assembly import Forecast
 from tadiff_rt.backends import available_cores
 from tadiff_rt.batches import Progress
+from tadiff_rt.bundle import open_bundle
 from tadiff_rt.case import MODALITIES, Case, ReadOptions
+from tadiff_rt.derivatives import expected_bytes, subject_label, write_comparison
 from tadiff_rt.errors import EngineError, UsageError, printable
-from tadiff_rt.forecast import Forecaster
+from tadiff_rt.forecast import Forecaster, Ready, make_ready
 from tadiff_rt.journal import discard_journal
-from tadiff_rt.overview import check_drawing, difference_png, overview_png
+from tadiff_rt.overview import check_drawing
+from tadiff_rt.preview import Estimate, estimate
 from tadiff_rt.readers import read_case
+from tadiff_rt.readers.tables import quoted
 from tadiff_rt.request import NUM_SOURCES, PredictRequest
-from tadiff_rt.write import ResultFolder, write_bytes, write_nifti
+from tadiff_rt.scenarios import Comparison
+from tadiff_rt.write import ResultFolder, write_bytes
 
 MANIFEST = "forecast.json"
-IMAGES = ("T1w", "ce-gadolinium_T1w", "FLAIR")
-"""File name endings of T1, T1c and FLAIR, as in BIDS."""
+REPORT = "report.html"
+REPORT_BYTES = 15 << 20
+"""More than the page takes."""
 
-PICTURE_BYTES = 1 << 20
-"""More than an overview or a difference takes as PNG."""
-
-DEMO_DAYS = "+120"
+DEMO_DAYS = ("+60", "+120")
 DEMO_TREATMENTS = ("TMZ", "none")
-DEMO_STEPS = 10
-"""Half the default: the demo is to take minutes on two cores."""
+DEMO_PRESET = "fast"
+"""The demo is to take minutes on two cores."""
 DEMO_BUNDLE = "demo.tadiff"
 DEMO_CASE = "demo_case"
 
 
-def write_forecast(forecast: Forecast, folder: Path) -> list[str]:
-    """Writes the volumes and the overview of a forecast; returns the file names."""
-    written = []
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Running:
+    """How a forecast is run; none of it changes a result but for `backend`."""
 
-    def volume(name: str, data: Any, dtype: str = "float32") -> None:
-        write_nifti(folder / name, data, forecast.affine, forecast.header, dtype)
-        written.append(name)
+    backend: str = "auto"
+    threads: int | None = None
+    workers: int = 1
+    """Batches at a time, which share the cores unless `threads` is given."""
+    work: Path | None = None
+    """Keeps finished slices; see `Forecaster.compare`. Removed in the end."""
 
-    for m, ending in enumerate(IMAGES):
-        volume(f"predicted_{ending}.nii.gz", forecast.mean[m])
-        if forecast.std is not None:
-            volume(f"predictedstd_{ending}.nii.gz", forecast.std[m])
-    volume("tumour_probability.nii.gz", forecast.tumour_probability)
-    volume("tumour_mask.nii.gz", forecast.tumour_mask, "uint8")
-    write_bytes(folder / "overview.png", overview_png(forecast))
-    return [*written, "overview.png"]
-
-
-def expected_bytes(case: Case, samples: int) -> int:
-    """Bytes that `write_forecast` takes at most: those of the volumes before compression."""
-    voxels = case.sessions[-1].images[MODALITIES[0]].data.size
-    float_volumes = len(IMAGES) * (2 if samples > 1 else 1) + 1
-    return voxels * (4 * float_volumes + 1) + PICTURE_BYTES
+    def load(self, engine: str | Path) -> Forecaster:
+        """The forecaster of a bundle."""
+        threads = self.threads or max(1, available_cores() // self.workers)
+        return Forecaster.load(engine, self.backend, threads)
 
 
 def predict_to_folder(
@@ -66,44 +60,170 @@ def predict_to_folder(
     request: PredictRequest,
     *,
     options: ReadOptions,
+    running: Running,
     overwrite: bool = False,
-    backend: str = "auto",
-    threads: int | None = None,
-    workers: int = 1,
-    work: Path | None = None,
+    report: bool = False,
+    subject: str = "",
     progress: Progress | None = None,
-) -> Forecast:
+) -> Comparison:
     """Reads a case, forecasts it and writes a result folder, complete or not at all.
 
     Args:
-        workers, work: see `Forecaster.predict`. What is kept in `work` is removed in the end.
+        report: also writes a page to look at, `report.html`.
+        subject: label of the patient in file names; empty: that of a folder sub-LABEL, and of
+            other names none, because they may identify the patient.
+
+    Raises:
+        UsageError: TD3069, `subject` is no label; and see `Forecaster.compare`.
     """
     start = time.perf_counter()
     request.check()
+    check_subject(subject)
     check_drawing()
-    _check_apart(work, out, [case_path, Path(engine)])
+    _check_apart(running.work, out, [case_path, Path(engine)])
     inputs = [case_path, engine]
     with ResultFolder(out, overwrite=overwrite, inputs=inputs, manifest=MANIFEST) as result:
-        # Workers share the cores, unless the number of threads is asked for.
-        forecaster = Forecaster.load(
-            engine, backend, threads or max(1, available_cores() // workers)
-        )
+        forecaster = running.load(engine)
         reading = time.perf_counter()
         case = read_case(case_path, options, last=NUM_SOURCES)
         read_seconds = time.perf_counter() - reading
-        result.require_space(expected_bytes(case, request.size().samples))
-        forecast = forecaster.predict(
-            case, progress=progress, workers=workers, work=work, **dataclasses.asdict(request)
+        result.require_space(result_bytes(case, request, report=report))
+        comparison = forecaster.compare(
+            case,
+            workers=running.workers,
+            work=running.work,
+            progress=progress,
+            **_fields(request),
         )
         writing = time.perf_counter()
-        write_forecast(forecast, result.path)
-        seconds = forecast.report["seconds"]
-        seconds.update(read=read_seconds, write=time.perf_counter() - writing)
+        label = subject or label_of(comparison.case_name)
+        written = write_comparison(comparison, result, subject=label)
+        if report:
+            from tadiff_rt.html import report_html
+
+            write_bytes(result.path / REPORT, report_html(comparison))
+        seconds = {"read": read_seconds, "write": time.perf_counter() - writing}
         seconds["total"] = time.perf_counter() - start
-        result.complete({**forecast.report, "files": result.files()})
-    if work is not None:
-        discard_journal(work)
-    return forecast
+        _complete(comparison, result, written, seconds)
+    if running.work is not None:
+        discard_journal(running.work)
+    return comparison
+
+
+def check_case(
+    engine: str | Path,
+    case_path: Path,
+    out: Path | None,
+    request: PredictRequest,
+    options: ReadOptions,
+    *,
+    overwrite: bool = False,
+    subject: str = "",
+) -> Ready:
+    """Every check of the bundle, the case, the request and the place of the result.
+
+    No network is loaded and nothing is written.
+    """
+    request.check()
+    check_subject(subject)
+    if out is not None:
+        place = ResultFolder(
+            out, overwrite=overwrite, inputs=[case_path, engine], manifest=MANIFEST
+        )
+        place.check()
+    bundle = open_bundle(engine)
+    return make_ready(bundle, read_case(case_path, options, last=NUM_SOURCES), request)
+
+
+def estimate_request(
+    engine: str | Path,
+    ready: Ready,
+    request: PredictRequest,
+    running: Running,
+    *,
+    report: bool = False,
+) -> Estimate:
+    """What a request that passed `check_case` will take, with one batch timed."""
+    forecaster = running.load(engine)
+    needed = result_bytes(ready.case, request, report=report)
+    return estimate(forecaster, ready, needed, running.workers)
+
+
+def result_bytes(case: Case, request: PredictRequest, *, report: bool) -> int:
+    """What the result of a request takes on disk at most, with or without `report.html`."""
+    voxels = case.sessions[-1].images[MODALITIES[0]].data.size
+    scenarios = len(request.days) * len(request.treatments)
+    page = REPORT_BYTES if report else 0
+    return expected_bytes(voxels, scenarios, request.size().samples) + page
+
+
+def run_demo(
+    out: Path,
+    samples: int | str,
+    threads: int | None,
+    overwrite: bool,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Forecasts the bundled simulated case on two days under two treatments."""
+    request = PredictRequest(
+        days=DEMO_DAYS,
+        treatments=DEMO_TREATMENTS,
+        samples=samples,
+        preset=DEMO_PRESET,
+        slices="tumour",
+    )
+    with as_file(files("tadiff_rt") / "data") as data:
+        bundle, case_path = data / DEMO_BUNDLE, data / DEMO_CASE
+        if not bundle.is_dir() or not case_path.is_dir():
+            raise EngineError(
+                "TD5014",
+                "this installation holds no demo data",
+                where=str(data),
+                fix="make them with `make demo-data`, or install a released wheel",
+            )
+        return predict_to_folder(
+            bundle,
+            case_path,
+            out,
+            request,
+            options=ReadOptions(),
+            running=Running(threads=threads),
+            overwrite=overwrite,
+            report=True,
+            progress=progress,
+        )
+
+
+def _fields(request: PredictRequest) -> dict[str, Any]:
+    """By name, not copied."""
+    return {f.name: getattr(request, f.name) for f in dataclasses.fields(request)}
+
+
+def check_subject(subject: str) -> None:
+    """UsageError TD3069 for what is no BIDS label; empty is none at all."""
+    if subject and subject != subject_label(subject):
+        what = f"a subject is 1 to 32 letters and digits, got {quoted(subject)}"
+        raise UsageError("TD3069", what, where="--subject", fix="leave out sub- and other signs")
+
+
+def label_of(case_name: str) -> str:
+    """The label of a folder sub-LABEL; other names may identify the patient."""
+    return subject_label(case_name if case_name.startswith("sub-") else "")
+
+
+def _complete(
+    comparison: Comparison,
+    result: ResultFolder,
+    written: dict[str, dict[str, Any]],
+    seconds: dict[str, float],
+) -> None:
+    scenarios = {
+        name: {**entry, **written.get(name, {})}
+        for name, entry in comparison.report["scenarios"].items()
+    }
+    report = {**comparison.report, "scenarios": scenarios, "seconds": seconds}
+    comparison.report.update(report)
+    result.complete({**report, "files": result.files()})
 
 
 def _check_apart(work: Path | None, out: Path, inputs: Sequence[Path]) -> None:
@@ -114,55 +234,3 @@ def _check_apart(work: Path | None, out: Path, inputs: Sequence[Path]) -> None:
         if work.resolve().is_relative_to(folder.resolve()):
             what = f"the work folder lies in {printable(str(folder))}"
             raise UsageError("TD3055", what, where="--work", fix="give a folder of its own")
-
-
-def run_demo(
-    out: Path,
-    samples: int | str,
-    threads: int | None,
-    overwrite: bool,
-    progress: Progress | None = None,
-) -> dict[str, Forecast]:
-    """Forecasts the bundled simulated case under two treatments with the same noise."""
-    requests = {
-        treatment: PredictRequest(
-            day=DEMO_DAYS, treatment=treatment, samples=samples, steps=DEMO_STEPS, slices="tumour"
-        )
-        for treatment in DEMO_TREATMENTS
-    }
-    for request in requests.values():
-        request.check()
-    check_drawing()
-    with as_file(files("tadiff_rt") / "data") as data:
-        bundle, case_path = data / DEMO_BUNDLE, data / DEMO_CASE
-        if not bundle.is_dir() or not case_path.is_dir():
-            raise EngineError(
-                "TD5014",
-                "this installation holds no demo data",
-                where=str(data),
-                fix="make them with `make demo-data`, or install a released wheel",
-            )
-        with ResultFolder(out, overwrite=overwrite, manifest=MANIFEST) as result:
-            forecaster = Forecaster.load(bundle, threads=threads)
-            case = read_case(case_path, last=NUM_SOURCES)
-            each = [expected_bytes(case, r.size().samples) for r in requests.values()]
-            result.require_space(sum(each) + PICTURE_BYTES)
-            forecasts: dict[str, Forecast] = {}
-            for number, (treatment, request) in enumerate(requests.items()):
-                forecasts[treatment] = forecaster.predict(
-                    case,
-                    **dataclasses.asdict(request),
-                    progress=_shared(progress, number, len(requests)),
-                )
-                write_forecast(forecasts[treatment], result.subfolder(treatment))
-            write_bytes(result.path / "difference.png", difference_png(forecasts))
-            reports = {name: forecast.report for name, forecast in forecasts.items()}
-            result.complete({"forecasts": reports, "files": result.files()})
-    return forecasts
-
-
-def _shared(progress: Progress | None, number: int, count: int) -> Progress | None:
-    """Progress of the `number`-th of `count` equal parts."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(number * total + done, count * total)

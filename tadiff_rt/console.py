@@ -22,6 +22,11 @@ from tadiff_rt.errors import (
 )
 
 
+REPEAT_S = 5.0
+"""A signal so soon after the last does not break into the clean-up: launchers send on what the
+terminal has sent already, and people press Ctrl-C twice."""
+
+
 def run_app(app: Any, command: str, argv: list[str] | None = None) -> NoReturn:
     """Runs a typer application and ends the process with the documented exit code.
 
@@ -72,19 +77,24 @@ def _silence_stdout() -> None:
 
 
 def _take_signals() -> list[int]:
-    """Makes SIGINT and SIGTERM exceptions, so that `with` blocks clean up on the way out.
+    """Makes signals to end exceptions, so that `with` blocks clean up on the way out.
 
     Returns:
         The signals received, filled as they come.
     """
     received: list[int] = []
+    raised = -REPEAT_S
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal raised
         received.append(number)
-        raise KeyboardInterrupt
+        if time.monotonic() - raised >= REPEAT_S:
+            raised = time.monotonic()
+            raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and `&` ask for
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last not on every system
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # as nohup and `&` ask for
             signal.signal(number, interrupt)
     return received
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tadiff_rt.errors import UsageError
+from tadiff_rt.kept import Packed, as_array, from_array, pack
 from tadiff_rt.volume import student_quantile, volume_interval
 
 __all__ = ["SliceStatistics", "mask_probability", "student_quantile", "volume_interval"]
@@ -25,6 +26,7 @@ TARGET_SLOT = 3
 
 _ARRAYS = ("_mean", "_squares", "_probability_sum", "_pair_sum", "_last_image", "_last_mask")
 _COUNTS = ("_areas", "_overlaps")
+_KEPT = "kept"
 
 
 class SliceStatistics:
@@ -43,6 +45,7 @@ class SliceStatistics:
         *,
         threshold: float = 0.5,
         truth: ArrayLike | None = None,
+        keep: bool = False,
     ) -> None:
         """
         Args:
@@ -51,6 +54,7 @@ class SliceStatistics:
             threshold: a voxel is tumour in a sample where its probability exceeds this.
             truth: the image that was acquired, of `image_shape` and in the samples' units; only
                 `crps` needs it. Copied.
+            keep: the tumour probability of every sample stays, see `kept`.
 
         Raises:
             UsageError: `threshold` is not inside (0, 1) (TD3046).
@@ -72,6 +76,8 @@ class SliceStatistics:
         self._last_mask = np.zeros(mask_shape, np.bool_)
         self._areas: list[int] = []
         self._overlaps: list[int] = []
+        self.kept: list[Packed] | None = [] if keep else None
+        """The tumour probability of every sample, in sample order; None where it is not kept."""
 
     def add(self, image: ArrayLike, mask_logits: ArrayLike) -> None:
         """Takes in the next sample; copies what it keeps, modifies neither array.
@@ -102,6 +108,8 @@ class SliceStatistics:
         self._mean += before / self.count
         self._squares += before * (sample - self._mean)
         self._probability_sum += probability
+        if self.kept is not None:
+            self.kept.append(pack(probability))
 
     @property
     def count(self) -> int:
@@ -181,7 +189,8 @@ class SliceStatistics:
             raise ValueError("the state of statistics with a truth is not kept")
         counts = {name: np.array(getattr(self, name), np.int64) for name in _COUNTS}
         arrays = {name: getattr(self, name) for name in _ARRAYS}
-        return {**arrays, **counts, "threshold": np.array(self.threshold)}
+        kept = {} if self.kept is None else {_KEPT: as_array(self.kept, self._last_mask.shape)}
+        return {**arrays, **counts, **kept, "threshold": np.array(self.threshold)}
 
     @classmethod
     def restored(cls, state: Mapping[str, NDArray[Any]]) -> "SliceStatistics":
@@ -190,7 +199,7 @@ class SliceStatistics:
         Raises:
             ValueError: the state is not one.
         """
-        if state.keys() != {*_ARRAYS, *_COUNTS, "threshold"}:
+        if state.keys() - {_KEPT} != {*_ARRAYS, *_COUNTS, "threshold"}:
             raise ValueError(f"not the state of statistics: {sorted(state)}")
         images, masks = state["_mean"], state["_probability_sum"]
         threshold = float(state["threshold"])
@@ -206,6 +215,10 @@ class SliceStatistics:
             setattr(statistics, name, [int(count) for count in state[name]])
         if len(statistics._overlaps) != statistics.count - 1:
             raise ValueError("not the state of statistics: areas and overlaps do not fit")
+        if _KEPT in state:
+            if state[_KEPT].shape != (statistics.count, *masks.shape):
+                raise ValueError("not the state of statistics: samples are missing")
+            statistics.kept = from_array(state[_KEPT])
         return statistics
 
     def _require_a_sample(self) -> None:

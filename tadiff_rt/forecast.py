@@ -1,8 +1,11 @@
 """The forecast of one case: from sessions and a request to volumes on the patient's grid."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Unpack
 
 from tadiff_rt.assembly import VOLUME_LEVEL, Forecast, assemble
 from tadiff_rt.backends import Backend, available_cores, load_backend
@@ -11,9 +14,10 @@ from tadiff_rt.batches import Progress, Sampling
 from tadiff_rt.bundle import Bundle, open_bundle
 from tadiff_rt.case import Case, Session
 from tadiff_rt.device.runners import Runners
+from tadiff_rt.differences import compare_forecasts, comparison_report, past_volumes
 from tadiff_rt.errors import UsageError
-from tadiff_rt.journal import Journal, fingerprint
-from tadiff_rt.preprocess import prepare
+from tadiff_rt.journal import Journal, fingerprint, journal_folders
+from tadiff_rt.preprocess import Prepared, prepare
 from tadiff_rt.report import (
     Stopwatch,
     model_report,
@@ -23,17 +27,33 @@ from tadiff_rt.report import (
     without_names,
 )
 from tadiff_rt.request import (
+    Options,
     PredictRequest,
-    Request,
-    check_request,
-    parse_day,
+    Scenario,
+    check_scenarios,
     select_sources,
 )
 from tadiff_rt.runner import Runner, SampleSize, run_ensemble
 from tadiff_rt.sampling import AUTO
+from tadiff_rt.scenarios import Comparison
 from tadiff_rt.slices import choose_slices, parse_slices
 
-__all__ = ["VOLUME_LEVEL", "Forecast", "Forecaster", "choose_slices"]
+__all__ = ["VOLUME_LEVEL", "Forecast", "Forecaster", "Ready", "choose_slices"]
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A case that passed every check, with what the scenarios of a request share."""
+
+    case: Case
+    scenarios: tuple[Scenario, ...]
+    sources: tuple[Session, Session, Session]
+    prepared: Prepared
+    slices: tuple[int, ...]
+    size: SampleSize
+    sampling: Sampling
+    notes: tuple[str, ...]
+    """What was assumed, relaxed or is unusual; may name sessions and files."""
 
 
 class Forecaster:
@@ -52,7 +72,6 @@ class Forecaster:
         """Why this backend, a line each, where it was left to the program."""
         self._runners = Runners(backend, bundle)
         self._load_seconds = load_seconds
-        self._schedule = bundle.manifest.card.schedule.build()
 
     @classmethod
     def load(
@@ -84,118 +103,128 @@ class Forecaster:
         *,
         day: int | str,
         treatment: str,
-        samples: int | str = 5,
-        seed: int | str = 0,
-        steps: int | str = AUTO,
-        slices: str = "brain",
-        solver: str = AUTO,
-        grid: str = AUTO,
-        round_times: bool = False,
-        volume_ci: float | str | None = None,
-        max_samples: int | str = 64,
-        coherence: float = 0.0,
-        latin: bool = False,
-        extrapolate: bool = False,
         workers: int = 1,
         work: Path | None = None,
         progress: Progress | None = None,
+        **options: Unpack[Options],
     ) -> Forecast:
         """Forecasts the scan and the tumour on a future day under a treatment.
 
-        The same case, request and seed give the same bits on one machine, whatever else runs in
-        the batch and with any number of workers; `samples=8` extends `samples=4` (but for
-        `latin`). On a GPU a network may give other bits in buckets of another size, and free
-        memory decides on it: the report names the bucket.
+        See `compare`, of which this is one scenario.
+        """
+        comparison = self.compare(
+            case,
+            days=[day],
+            treatments=[treatment],
+            workers=workers,
+            work=work,
+            progress=progress,
+            **options,
+        )
+        return comparison.first
+
+    def compare(
+        self,
+        case: Case,
+        *,
+        days: Sequence[int | str],
+        treatments: Sequence[str],
+        workers: int = 1,
+        work: Path | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[Options],
+    ) -> Comparison:
+        """Forecasts every day under every treatment with the same noise, and what differs.
+
+        The same case, scenario, options and seed give the same bits on one machine, whatever
+        else is asked for or runs in the batch and with any number of workers; `samples=8` extends
+        `samples=4` (but for `latin`). On a GPU a network may give other bits in buckets of
+        another size, and free memory decides on it: the report names the bucket.
 
         Args:
             case: at least one session; the last three are used, fewer are padded at the front.
-            day: since the first session, or "+90": since the last.
-            treatment: given from the last session until `day`; a key of `case.TREATMENTS`.
-            slices: "brain", "tumour" (needs masks), "all", "k", "a:b" or a list of such, in the
-                canonical grid.
-            samples, seed, steps, solver, grid, round_times, volume_ci, max_samples, coherence,
-                latin: how the ensemble is drawn; see `sampling.SamplingRequest`. A distilled
-                network takes the steps, solver and grid that it was trained for alone.
-            extrapolate: days and horizons beyond training are noted instead of refused.
+            days: each since the first session, or "+90": since the last.
+            treatments: each given from the last session until the day; keys of
+                `case.TREATMENTS`. The others are compared with the last of them.
             workers: batches computed at a time, each on the threads of the backend; a GPU
                 computes one.
             work: a folder that keeps finished slices: the same request goes on from them after
                 an interruption. Not removed; see `journal.discard_journal`.
+            progress: called with the network evaluations done and in total.
+            options: fields of `request.PredictRequest`: samples, steps, seed, slices, ... A
+                distilled network takes the steps, solver and grid that it was trained for alone.
 
         Raises:
             InputDataError, UsageError: the case or the request cannot be used.
             NumericsError: a sample is not finite.
             ResourceError: memory ran out.
         """
-        asked = PredictRequest(
-            day=day,
-            treatment=treatment,
-            samples=samples,
-            volume_ci=volume_ci,
-            max_samples=max_samples,
-            steps=steps,
-            seed=seed,
-            solver=solver,
-            grid=grid,
-            round_times=round_times,
-            coherence=coherence,
-            latin=latin,
-            slices=slices,
-            extrapolate=extrapolate,
-        )
-        asked.check()
         if workers < 1:
             raise UsageError("TD3022", f"workers must be 1 or more, got {workers}")
-        manifest = self.bundle.manifest
-        card = manifest.card
-        request = Request(parse_day(day, case.sessions[-1].day), treatment)
-        relaxed = check_request(
-            request,
-            case,
-            max_day=card.max_day,
-            max_horizon_days=card.max_horizon_days,
-            treatments=card.treatments,
-            extrapolate=extrapolate,
-        )
-        sources, padding = select_sources(case)
-        size = asked.size()
-        sampling = Sampling(
-            asked.plan(self._schedule, card.start_lam, manifest.optimised, card.sampler),
-            asked.noise(),
-            card.x0_range,
-            informed=card.start_lam is not None,
-        )
         watch = Stopwatch({"load": self._load_seconds})
         with watch.stage("prepare"):
-            prepared = prepare(sources, card.data)
-            chosen = choose_slices(prepared, parse_slices(slices))
+            request = PredictRequest(days=days, treatments=treatments, **options)
+            ready = make_ready(self.bundle, case, request)
+        scenarios = ready.scenarios
+        folders = journal_folders(work, [scenario.name for scenario in scenarios])
+        forecasts = {}
+        for number, (scenario, folder) in enumerate(zip(scenarios, folders, strict=True)):
+            forecasts[scenario] = self._forecast(
+                ready,
+                scenario,
+                watch.copy(),
+                workers=workers,
+                work=folder,
+                keep=len(request.treatments) > 1,
+                progress=_part(progress, number, len(scenarios)),
+            )
+        past = past_volumes(ready.sources)
+        differences = compare_forecasts(forecasts)
+        report = comparison_report(forecasts, differences, past)
+        return Comparison(case.name, forecasts, differences, past, report)
+
+    def _forecast(
+        self,
+        ready: Ready,
+        scenario: Scenario,
+        watch: Stopwatch,
+        *,
+        workers: int,
+        work: Path | None,
+        keep: bool,
+        progress: Progress | None,
+    ) -> Forecast:
+        """One scenario of a case that is ready."""
+        prepared, chosen, size, sampling = (
+            ready.prepared,
+            ready.slices,
+            ready.size,
+            ready.sampling,
+        )
+        card = self.bundle.manifest.card
         with watch.stage("condition"):
             runner = self._runners.runner(
                 sampling,
-                conditions(sources, request, card.treatments),
+                conditions(ready.sources, scenario, card.treatments),
                 prepared.sources,
                 size,
                 len(chosen),
                 workers=workers,
                 progress=progress,
+                keep=keep,
             )
         with watch.stage("sample"):
             inside = prepared.window.inside(prepared.grid.shape)
             # How many samples are enough depends on all slices; otherwise each stands alone.
             together = chosen if size.volume_ci else ()
-            result = run_ensemble(
-                runner,
-                inside,
-                chosen,
-                size,
-                self._journal(work, sampling, size, runner, inside, together),
-            )
-        notes = [*case.notes, *relaxed, *([padding] if padding else []), *prepared.notes]
+            more = (inside, together, *(["kept"] if keep else []))
+            journal = self._journal(work, sampling, size, runner, *more)
+            result = run_ensemble(runner, inside, chosen, size, journal)
         report = {
             "model": model_report(self.bundle, self.backend, self.choice),
-            "request": {"day": request.day, "treatment": request.treatment},
-            "sources": [session_report(session) for session in sources],
-            "notes": [*without_names(notes, case), *result.notes],
+            "request": {"day": scenario.day, "treatment": scenario.treatment},
+            "sources": [session_report(session) for session in ready.sources],
+            "notes": [*without_names(ready.notes, ready.case), *result.notes],
             "sampling": {
                 **sampling_report(sampling, size, result, chosen, runner.batch),
                 "start_lam": card.start_lam,
@@ -203,7 +232,7 @@ class Forecaster:
             **runner.report(),
         }
         with watch.stage("map back"):
-            forecast = assemble(result, prepared, sources[-1], chosen, report)
+            forecast = assemble(result, prepared, ready.sources[-1], chosen, report)
         report["volume_ml"] = volume_report(forecast.volume_ml, len(chosen))
         report["seconds"] = watch.seconds
         return forecast
@@ -235,10 +264,44 @@ class Forecaster:
         return Journal(work, fingerprint(parts))
 
 
+def make_ready(bundle: Bundle, case: Case, request: PredictRequest) -> Ready:
+    """Everything that can be checked without a network, and what all scenarios share.
+
+    Raises:
+        InputDataError, UsageError: the case or the request cannot be used.
+    """
+    request.check()
+    manifest, card = bundle.manifest, bundle.manifest.card
+    scenarios = request.scenarios(case.sessions[-1].day)
+    relaxed = check_scenarios(scenarios, case, card, extrapolate=request.extrapolate)
+    sources, padding = select_sources(case)
+    plan = request.plan(card.schedule.build(), card.start_lam, manifest.optimised, card.sampler)
+    informed = card.start_lam is not None
+    sampling = Sampling(plan, request.noise(), card.x0_range, informed=informed)
+    prepared = prepare(sources, card.data, resample=request.resample)
+    return Ready(
+        case,
+        scenarios,
+        sources,
+        prepared,
+        choose_slices(prepared, parse_slices(request.slices)),
+        request.size(),
+        sampling,
+        (*case.notes, *relaxed, *([padding] if padding else []), *prepared.notes),
+    )
+
+
 def conditions(
-    sources: tuple[Session, ...], request: Request, codes: dict[str, int]
+    sources: tuple[Session, ...], scenario: Scenario, codes: dict[str, int]
 ) -> tuple[list[float], list[float]]:
     """Days and treatment codes of the four slots: the sources in time order, then the request."""
-    days = [*(session.day for session in sources), request.day]
-    treatments = [*(session.treatment for session in sources), request.treatment]
+    days = [*(session.day for session in sources), scenario.day]
+    treatments = [*(session.treatment for session in sources), scenario.treatment]
     return [float(day) for day in days], [float(codes[name]) for name in treatments]
+
+
+def _part(progress: Progress | None, number: int, count: int) -> Progress | None:
+    """Progress of the `number`-th of `count` equal parts."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(number * total + done, count * total)

@@ -26,6 +26,7 @@ from tadiff_rt.errors import UsageError, printable
 ABOUT = "journal.json"
 OF = "of"
 """Entry of a slice's file beside the state of its statistics."""
+_SCENARIO = re.compile(r"day[0-9]+-[A-Za-z]+")
 _SLICE = re.compile(r"slice-[0-9]{4,}\.npz")
 DAMAGED = (
     OSError,
@@ -130,15 +131,46 @@ class Journal:
         return self.folder / f"slice-{at:04d}.npz"
 
 
+def journal_folders(work: Path | None, names: Sequence[str]) -> list[Path | None]:
+    """Where each of several forecasts keeps its journal: `work` of one, else folders in it.
+
+    Raises:
+        UsageError: `work` holds something else (TD3055).
+        OutputError, ResourceError: it cannot be written.
+    """
+    if work is None or len(names) == 1:
+        return [work] * len(names)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        found = sorted(path.name for path in work.iterdir() if path.name not in names)
+    except OSError as error:
+        raise output_error(error, work) from None
+    if found:
+        raise UsageError(
+            "TD3055",
+            "the work folder belongs to another forecast"
+            if ABOUT in found
+            else f"the work folder holds other files, such as {printable(found[0])}",
+            where=str(work),
+            fix="give the folder of this very request, or a new one",
+        )
+    return [work / name for name in names]
+
+
 def discard_journal(folder: Path) -> None:
-    """Removes what a `Journal` wrote, and the folder where nothing else is in it."""
+    """Removes what a `Journal` wrote, also in folders of scenarios, and folders left empty."""
     with suppress(OSError):
         for path in folder.iterdir():
-            if path.name == ABOUT or _SLICE.fullmatch(path.name):
+            if _SCENARIO.fullmatch(path.name):
+                discard_journal(path)
+        for path in folder.iterdir():
+            if _SLICE.fullmatch(path.name):
                 path.unlink()
+        # Last: a run after an interruption here takes slices without it for someone else's.
+        (folder / ABOUT).unlink(missing_ok=True)
         folder.rmdir()
 
 
 def _write(path: Path, data: bytes) -> None:
-    with atomic_file(path) as file:
+    with atomic_file(path, needed_bytes=len(data)) as file:
         file.write(data)

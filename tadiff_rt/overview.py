@@ -1,52 +1,64 @@
-"""Pictures of a forecast: last scan, forecast and uncertainty side by side, as PNG."""
+"""Pictures of forecasts as PNG: one in full, or several side by side with the growth curve.
 
-import io
+Outlines show where the tumour probability passes one half, and on the last scan the known mask.
+Every panel that shows a forecast says so in the picture itself.
+"""
+
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tadiff_rt.assembly import Forecast
-from tadiff_rt.batches import Float32Array
-from tadiff_rt.case import MODALITIES
+from tadiff_rt.drawing import (
+    FOREGROUND,
+    KNOWN_COLOUR,
+    LARGE,
+    PANEL_INCHES,
+    TREATMENT_COLOURS,
+    LegendEntry,
+    canvas,
+    colour_bar,
+    draw_image,
+    draw_legend,
+    inscribe,
+    outline,
+    own_style,
+    png,
+)
 from tadiff_rt.errors import EngineError, UsageError
+from tadiff_rt.growth_curve import KNOWN_LINE, draw_growth_curve, treatment_lines
+from tadiff_rt.panels import (
+    T1C,
+    TITLES,
+    ShownSlice,
+    draw_forecast,
+    draw_last_scan,
+    label_row,
+    largest_slice,
+    show_slice,
+    volume_words,
+    warning,
+    write_words,
+)
 from tadiff_rt.readers.tables import quoted
+from tadiff_rt.scenarios import Comparison, Scenario
 
-TITLES = ("T1", "T1c", "FLAIR")
-WARNING = "predicted, not acquired, research use"
-CONTOUR = 0.5
-MASK_COLOUR = "#ffd24a"
-KNOWN_COLOUR = "#5ad1ff"
+__all__ = [
+    "ShownSlice",
+    "check_drawing",
+    "comparison_png",
+    "largest_slice",
+    "overview_png",
+    "show_slice",
+    "warning",
+]
 
-
-@dataclass(frozen=True, eq=False)
-class ShownSlice:
-    """One canonical slice of a forecast in [0, 1]; anterior up, patient's right on the left."""
-
-    index: int
-    last: Float32Array
-    """(3, size, size) last session."""
-    last_mask: NDArray[np.bool_] | None
-    mean: Float32Array
-    std: Float32Array | None
-    probability: Float32Array
-
-
-@contextmanager
-def _own_style() -> Iterator[None]:
-    """Matplotlib's defaults, whatever the user's matplotlibrc says: equal forecasts, equal bytes.
-
-    A matplotlibrc with `image.origin: lower` would turn the head upside down.
-    """
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        yield
+MAX_DAYS = 5
+"""Days side by side; of more, so many are shown."""
+CURVE_INCHES = 2.9
+MARGIN_INCHES = 1.1
+"""For the title and the legend."""
 
 
 def check_drawing() -> None:
@@ -74,147 +86,124 @@ def check_drawing() -> None:
         raise UsageError("TD3054", what, where="MPLBACKEND", fix=fix) from None
 
 
-@_own_style()
+@own_style()
 def _thumbnail() -> bytes:
-    figure, axes = _canvas(1, 1)
-    _image(axes[0][0], np.eye(2, dtype=np.float32), "title")
-    _contours(axes[0][0], np.eye(2, dtype=np.float32), MASK_COLOUR)
-    return _png(figure)
+    figure = canvas(1, 1)
+    axes = figure.subplots()
+    draw_image(axes, np.eye(2, dtype=np.float32), "title")
+    outline(axes, np.eye(2, dtype=np.float32), KNOWN_COLOUR)
+    return png(figure)
 
 
-def largest_slice(forecast: Forecast) -> int:
-    """The forecast slice with the largest expected tumour; the middle one if there is none."""
-    areas = forecast.ensemble.probability.sum(axis=(1, 2))
-    slices = forecast.slices
-    return int(areas.argmax()) if areas.max() > CONTOUR else slices[len(slices) // 2]
-
-
-def show_slice(forecast: Forecast, at: int) -> ShownSlice:
-    """Canonical slice `at` of the last session and of the forecast."""
-    ensemble, prepared = forecast.ensemble, forecast.prepared
-    return ShownSlice(
-        index=at,
-        last=prepared.sources[at, -len(MODALITIES) :],
-        last_mask=None if prepared.masks is None else prepared.masks[-1, at],
-        mean=ensemble.mean[:, at],
-        std=None if ensemble.std is None else ensemble.std[:, at],
-        probability=ensemble.probability[at],
-    )
-
-
-@_own_style()
+@own_style()
 def overview_png(forecast: Forecast) -> bytes:
     """Rows T1, T1c, FLAIR; columns last scan, forecast, standard deviation, tumour probability.
 
-    The slice is the one with the largest forecast tumour; contours show where the tumour
-    probability passes one half, and on the last scan the known mask.
+    The slice is the one with the largest forecast tumour.
     """
     shown = show_slice(forecast, largest_slice(forecast))
-    request, volume = forecast.report["request"], forecast.volume_ml
-    figure, axes = _canvas(3, 4)
-    spread_max = max(float(shown.std.max()), 1e-6) if shown.std is not None else 1.0
-    for m, title in enumerate(TITLES):
-        _image(axes[m][0], shown.last[m], "last scan" if m == 0 else "", label=title)
-        _image(axes[m][1], shown.mean[m], _forecast_title(request) if m == 0 else "")
-        _contours(axes[m][1], shown.probability, MASK_COLOUR)
-        if shown.last_mask is not None:
-            _contours(axes[m][0], shown.last_mask.astype(np.float32), KNOWN_COLOUR)
-        _spread(axes[m][2], shown, m, spread_max)
-    _image(axes[0][3], shown.probability, "tumour probability", cmap="inferno")
-    _text(axes[1][3], _volume_text(volume.mean_ml, volume.low_ml, volume.high_ml, volume.level))
-    _text(axes[2][3], f"slice {shown.index}\n{len(volume.samples_ml)} samples")
-    figure.suptitle(f"Day {request['day']}, {request['treatment']}: {WARNING}", color="white")
-    return _png(figure)
+    day, treatment = (forecast.report["request"][key] for key in ("day", "treatment"))
+    line = LegendEntry(TREATMENT_COLOURS[0], "solid", "", f"tumour predicted, {treatment}")
+    figure = canvas(4 * PANEL_INCHES, 3 * PANEL_INCHES + MARGIN_INCHES)
+    axes = figure.subplots(3, 4, squeeze=False)
+    for m, label in enumerate(TITLES):
+        draw_last_scan(axes[m][0], shown, m, "last scan" if m == 0 else "")
+        label_row(axes[m][0], label)
+        title = f"forecast, day {day}, {treatment}" if m == 0 else ""
+        draw_forecast(axes[m][1], shown, m, day, line.colour, title)
+    _draw_spread(figure, axes[:, 2], shown, day)
+    image = draw_image(axes[0][3], shown.probability, "tumour probability", cmap="inferno")
+    inscribe(axes[0][3], warning(day), "bottom")
+    colour_bar(figure, image, axes[1][3], 0.95, "mean over samples")
+    volume = forecast.volume_ml
+    write_words(axes[1][3], f"tumour volume\n{volume_words(volume)}")
+    counts = f"{len(volume.samples_ml)} samples\n{len(forecast.slices)} slices forecast"
+    write_words(axes[2][3], f"{counts}\nshown: slice {shown.index}")
+    figure.suptitle(f"treatment {treatment}: {warning(day)}", color=FOREGROUND, fontsize=LARGE)
+    draw_legend(figure, [*_known(shown), line])
+    return png(figure)
 
 
-@_own_style()
-def difference_png(forecasts: dict[str, Forecast]) -> bytes:
-    """Two forecasts of one case that differ in treatment, and the difference of their tumours.
-
-    Both were drawn with the same noise, so what differs is the treatment.
-    """
-    (name_a, a), (name_b, b) = forecasts.items()
-    at = largest_slice(a if a.volume_ml.mean_ml >= b.volume_ml.mean_ml else b)
-    one, two = show_slice(a, at), show_slice(b, at)
-    figure, axes = _canvas(2, 4)
-    for row, m in enumerate((1, 2)):
-        _image(axes[row][0], one.last[m], "last scan" if row == 0 else "", label=TITLES[m])
-        for column, (name, shown) in enumerate(((name_a, one), (name_b, two)), start=1):
-            _image(axes[row][column], shown.mean[m], f"forecast, {name}" if row == 0 else "")
-            _contours(axes[row][column], shown.probability, MASK_COLOUR)
-    difference = two.probability - one.probability
-    _image(
-        axes[0][3],
-        difference,
-        f"tumour probability, {name_b} minus {name_a}",
-        cmap="RdBu_r",
-        limits=(-1, 1),
-    )
-    lines = [
-        f"{name}: " + _volume_text(v.mean_ml, v.low_ml, v.high_ml, v.level)
-        for name, v in ((name_a, a.volume_ml), (name_b, b.volume_ml))
-    ]
-    _text(axes[1][3], "\n\n".join(lines))
-    day = a.report["request"]["day"]
-    figure.suptitle(f"Day {day}, {name_a} against {name_b}: {WARNING}", color="white")
-    return _png(figure)
-
-
-def _forecast_title(request: dict[str, Any]) -> str:
-    return f"forecast, day {request['day']}"
-
-
-def _volume_text(mean: float, low: float | None, high: float | None, level: float) -> str:
-    if low is None or high is None:
-        return f"tumour {mean:.1f} ml\n(interval needs 2 samples)"
-    return f"tumour {mean:.1f} ml\n{level:.0%} interval\n{low:.1f} to {high:.1f} ml"
-
-
-def _canvas(rows: int, columns: int) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.6 * columns, 2.75 * rows), facecolor="black", layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _image(
-    axes: Any,
-    pixels: Float32Array,
-    title: str = "",
-    *,
-    label: str = "",
-    cmap: str = "gray",
-    limits: tuple[float, float] = (0.0, 1.0),
-) -> None:
-    axes.imshow(pixels, cmap=cmap, vmin=limits[0], vmax=limits[1], interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_title(title, color="white", fontsize=9)
-    axes.set_ylabel(label, color="white", fontsize=9)
-
-
-def _spread(axes: Any, shown: ShownSlice, modality: int, limit: float) -> None:
+def _draw_spread(figure: Any, axes: Any, shown: ShownSlice, day: int) -> None:
+    """A column with the standard deviation of T1, T1c and FLAIR."""
     if shown.std is None:
-        _text(axes, "standard deviation\nneeds 2 samples")
+        for place, words in zip(
+            axes, ("standard deviation\nneeds 2 samples", "", ""), strict=True
+        ):
+            write_words(place, words)
         return
-    title = f"standard deviation (0 to {limit:.2f})" if modality == 0 else ""
-    _image(axes, shown.std[modality], title, cmap="magma", limits=(0.0, limit))
+    high = max(float(shown.std.max()), 1e-6)
+    for m, place in enumerate(axes):
+        title = "standard deviation" if m == 0 else ""
+        image = draw_image(place, shown.std[m], title, cmap="inferno", high=high)
+        inscribe(place, warning(day), "bottom")
+    colour_bar(figure, image, axes[-1], -0.06, "over samples, as a share of the image's range")
 
 
-def _contours(axes: Any, values: Float32Array, colour: str) -> None:
-    if values.min() < CONTOUR < values.max():
-        axes.contour(values, levels=[CONTOUR], colors=[colour], linewidths=1.0)
+@own_style()
+def comparison_png(comparison: Comparison) -> bytes:
+    """A row a treatment: the last T1c and that of each day; below, the growth curve.
+
+    All at one slice, the one with the largest tumour in all forecasts together. Of more than
+    `MAX_DAYS` days so many are shown, the first and the last among them. A single scenario is
+    shown as by `overview_png`.
+    """
+    if len(comparison.forecasts) == 1:
+        return overview_png(comparison.first)
+    last = show_slice(comparison.first, largest_slice(*comparison.forecasts.values()))
+    lines = treatment_lines(comparison)
+    days = _spaced(sorted({scenario.day for scenario in comparison.forecasts}))
+    rows, columns = len(lines), 1 + len(days)
+    heights = [*[PANEL_INCHES] * rows, CURVE_INCHES]
+    figure = canvas(max(columns, 3) * PANEL_INCHES, sum(heights) + MARGIN_INCHES)
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=heights)
+    last_title = f"last scan, day {comparison.past[-1].day}" if comparison.past else "last scan"
+    for row, (treatment, line) in enumerate(lines.items()):
+        axes = figure.add_subplot(grid[row, 0])
+        draw_last_scan(axes, last, T1C, last_title if row == 0 else "")
+        label_row(axes, treatment, line.colour)
+        for column, day in enumerate(days, start=1):
+            axes = figure.add_subplot(grid[row, column])
+            title = f"day {day}" if row == 0 else ""
+            _draw_scenario(axes, comparison, Scenario(day, treatment), last.index, title)
+    draw_growth_curve(figure.add_subplot(grid[rows, :]), comparison)
+    every = warning(*(scenario.day for scenario in comparison.forecasts))
+    figure.suptitle(f"T1c, slice {last.index}: {every}", color=FOREGROUND, fontsize=LARGE)
+    draw_legend(figure, [*_known(last), *lines.values(), *_reference(comparison)])
+    return png(figure)
 
 
-def _text(axes: Any, text: str) -> None:
-    axes.axis("off")
-    axes.text(0.5, 0.5, text, color="white", ha="center", va="center", fontsize=10)
+def _draw_scenario(
+    axes: Any, comparison: Comparison, scenario: Scenario, at: int, title: str
+) -> None:
+    """T1c of a scenario with its tumour and, dashed, that of the reference of its day."""
+    lines, forecast = treatment_lines(comparison), comparison.forecasts[scenario]
+    draw_forecast(
+        axes, show_slice(forecast, at), T1C, scenario.day, lines[scenario.treatment].colour, title
+    )
+    for difference in comparison.differences:
+        if difference.scenario == scenario:
+            other = show_slice(comparison.forecasts[difference.reference], at)
+            colour = lines[difference.reference.treatment].colour
+            outline(axes, other.probability, colour, "dashed")
+    inscribe(axes, volume_words(forecast.volume_ml), "top")
 
 
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    # No creation time or software version: the bytes depend on the picture alone.
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
+def _known(shown: ShownSlice) -> list[LegendEntry]:
+    """The legend of the last scan's mask, if it is known."""
+    return [] if shown.last_mask is None else [KNOWN_LINE]
+
+
+def _reference(comparison: Comparison) -> list[LegendEntry]:
+    """The legend of the outline that all others are compared with."""
+    if not comparison.differences:
+        return []
+    treatment = comparison.differences[0].reference.treatment
+    line = treatment_lines(comparison)[treatment]
+    return [LegendEntry(line.colour, "dashed", "", f"{treatment}, same day")]
+
+
+def _spaced(days: list[int]) -> list[int]:
+    """At most `MAX_DAYS` of them, evenly by their number."""
+    at = np.linspace(0, len(days) - 1, min(len(days), MAX_DAYS)).round().astype(int)
+    return [days[i] for i in at]

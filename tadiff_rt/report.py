@@ -22,6 +22,10 @@ class Stopwatch:
 
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def copy(self) -> "Stopwatch":
+        """One that goes on from here by itself."""
+        return Stopwatch(dict(self.seconds))
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Adds the time of the block to stage `name`."""
@@ -47,6 +51,11 @@ def model_report(bundle: Bundle, backend: Backend, choice: Sequence[str]) -> dic
     }
 
 
+def counted(number: int, word: str) -> str:
+    """ "1 slice" or "2 slices"."""
+    return f"{number} {word}{'s' * (number != 1)}"
+
+
 def volume_report(volume: VolumeEstimate, num_slices: int) -> dict[str, Any]:
     """The tumour volume, and what part of the head it covers."""
     return {
@@ -57,7 +66,7 @@ def volume_report(volume: VolumeEstimate, num_slices: int) -> dict[str, Any]:
         "quantiles": volume.quantiles_ml,
         "interval_of_the_mean": volume.mean_interval_ml,
         "pairwise_dice": volume.pairwise_dice,
-        "covers": f"{num_slices} forecast slices",
+        "covers": counted(num_slices, "forecast slice"),
     }
 
 

@@ -4,9 +4,12 @@ Everything is checked against the case and the trained range before a network is
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypedDict
 
+from tadiff_rt.card import ModelCard
 from tadiff_rt.case import MODALITIES, TREATMENTS, Case, Session
 from tadiff_rt.errors import TableError, TadiffError, UsageError, raise_findings
 from tadiff_rt.readers.tables import check_treatment, date_like, quoted
@@ -19,39 +22,98 @@ NUM_SOURCES = 3
 _DAY = re.compile(r"(\+?)([0-9]{1,5})", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Request:
-    """The session to forecast."""
+@dataclass(frozen=True, order=True)
+class Scenario:
+    """A session to forecast: a day and the treatment until then."""
 
     day: int
     """Days since the first session."""
     treatment: str
     """A key of TREATMENTS: the one given between the last session and the target day."""
 
+    @property
+    def name(self) -> str:
+        """For folders and tables, e.g. "day510-TMZ"."""
+        return f"day{self.day}-{self.treatment}"
+
+
+class Options(TypedDict, total=False):
+    """Fields of `PredictRequest` beside days and treatments, by their name."""
+
+    preset: str
+    samples: int | str
+    volume_ci: float | str | None
+    max_samples: int | str
+    steps: int | str
+    seed: int | str
+    solver: str
+    grid: str
+    round_times: bool
+    coherence: float
+    latin: bool
+    slices: str
+    extrapolate: bool
+    resample: bool
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictRequest(SamplingRequest):
-    """A request as it is typed, before a case or a network is known; see `Forecaster.predict`."""
+    """A request as it is typed, before a case or a network is known; see `Forecaster.compare`."""
 
-    day: int | str
-    treatment: str
+    days: Sequence[int | str]
+    """Each since the first session, or "+90": since the last."""
+    treatments: Sequence[str]
+    """Each given from the last session until the day; keys of TREATMENTS."""
     slices: str = "brain"
+    """"brain", "tumour" (needs masks), "all", "k", "a:b" or a list of such, in the canonical grid
+    from superior to inferior."""
     extrapolate: bool = False
+    """Days and horizons beyond training are noted instead of refused."""
+    resample: bool = False
+    """Images of another spacing or extent are brought onto the network's grid, and results back;
+    see `preprocess.prepare`."""
 
     def check(self) -> None:
         """What can be said of the request alone.
 
         Raises:
-            UsageError, TableError: carrying every problem: TD3011 day, TD3018 slices, TD3314
-                treatment, and those of `SamplingRequest.findings`.
+            UsageError, TableError: carrying every problem: TD3011 a day, TD3018 slices, TD3067
+                nothing or something twice, TD3314 a treatment, and those of
+                `SamplingRequest.findings`.
         """
+        days = [str(day).strip(" ") for day in self.days]
+        unknown = [check_treatment(treatment, "--treatment") for treatment in self.treatments]
         findings = [
-            *findings_of(lambda: parse_day(self.day, 0)),
+            *(error for day in self.days for error in findings_of(partial(parse_day, day, 0))),
+            *findings_of(lambda: _check_distinct("--day", days)),
             *self.findings(),
             *findings_of(lambda: parse_slices(self.slices)),
+            *findings_of(lambda: _check_distinct("--treatment", self.treatments)),
+            *(error for error in unknown if error),
         ]
-        unknown = check_treatment(self.treatment, "--treatment")
-        raise_findings([*findings, *([unknown] if unknown else [])])
+        raise_findings(findings)
+
+    def scenarios(self, last_day: int) -> tuple[Scenario, ...]:
+        """Every day with every treatment: by day, then treatments in the order asked for.
+
+        Args:
+            last_day: of the last session.
+
+        Raises:
+            UsageError: TD3067, two days are the same.
+        """
+        days = [parse_day(day, last_day) for day in self.days]
+        _check_distinct("--day", [str(day) for day in days])
+        return tuple(Scenario(day, name) for day in sorted(days) for name in self.treatments)
+
+
+def _check_distinct(option: str, values: Sequence[str]) -> None:
+    if not values:
+        raise UsageError("TD3067", f"{option} needs a value", where=option)
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        what = f"{option} is {quoted(twice[0])} twice"
+        raise UsageError("TD3067", what, where=option, fix="name each once")
 
 
 def parse_day(text: str | int, last_day: int) -> int:
@@ -72,8 +134,35 @@ def parse_day(text: str | int, last_day: int) -> int:
     raise UsageError("TD3011", what, where="--day", fix=fix)
 
 
+def check_scenarios(
+    scenarios: Sequence[Scenario], case: Case, card: ModelCard, *, extrapolate: bool = False
+) -> tuple[str, ...]:
+    """`check_request` for each scenario of a network: every note, and every problem, once.
+
+    Raises:
+        TableError: see `check_request`.
+    """
+    notes: list[str] = []
+    findings: dict[tuple[str, str, str], TadiffError] = {}
+    for scenario in scenarios:
+        try:
+            notes += check_request(
+                scenario,
+                case,
+                max_day=card.max_day,
+                max_horizon_days=card.max_horizon_days,
+                treatments=card.treatments,
+                extrapolate=extrapolate,
+            )
+        except TadiffError as error:
+            for finding in error.findings:
+                findings.setdefault((finding.code, finding.message, finding.where), finding)
+    raise_findings(list(findings.values()))
+    return tuple(dict.fromkeys(notes))
+
+
 def check_request(
-    request: Request,
+    request: Scenario,
     case: Case,
     *,
     max_day: int,
@@ -119,7 +208,7 @@ def check_request(
 
 
 def _beyond_training(
-    request: Request, sources: tuple[Session, ...], max_day: int, max_horizon_days: int | None
+    request: Scenario, sources: tuple[Session, ...], max_day: int, max_horizon_days: int | None
 ) -> Iterator[str]:
     days = {"target": request.day, **{f"session {s.name}": s.day for s in sources}}
     for name, day in days.items():
@@ -134,7 +223,7 @@ def _beyond_training(
 
 
 def _unknown_treatments(
-    request: Request, sources: tuple[Session, ...], trained: Collection[str]
+    request: Scenario, sources: tuple[Session, ...], trained: Collection[str]
 ) -> list[TadiffError]:
     findings: list[TadiffError] = []
     asked = {

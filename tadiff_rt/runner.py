@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tadiff_rt.ensemble import SliceStatistics
 from tadiff_rt.journal import Journal
+from tadiff_rt.kept import Packed
 from tadiff_rt.volume import MIN_AUTO_SAMPLES, enough_samples
 
 Float32Array = NDArray[np.float32]
@@ -108,6 +109,8 @@ class EnsembleResult:
     """(samples - 1,) of them, those that a sample shares with the one before."""
     notes: list[str] = field(default_factory=list)
     """What happened on the way that the user should know."""
+    kept: dict[int, list[Packed]] = field(default_factory=dict)
+    """Tumour probability of every sample by slice, where the runner keeps it."""
 
     @classmethod
     def empty(cls, depth: int, size: int, samples: int) -> "EnsembleResult":
@@ -129,6 +132,8 @@ class EnsembleResult:
         self.probability[at] = statistics.tumour_probability
         self.tumour_voxels += statistics.areas
         self.tumour_overlaps += np.array(statistics.overlaps, np.int64)
+        if statistics.kept is not None:
+            self.kept[at] = statistics.kept
 
 
 def run_ensemble(

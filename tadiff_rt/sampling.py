@@ -12,6 +12,7 @@ from tadiff_rt.card import SamplerCard
 from tadiff_rt.errors import TadiffError, UsageError
 from tadiff_rt.manifest import OptimisedLevels
 from tadiff_rt.noise import NoiseSource
+from tadiff_rt.presets import DEFAULT, PRESETS
 from tadiff_rt.readers.tables import quoted
 from tadiff_rt.runner import SampleSize
 from tadiff_rt.schedule import GRIDS, NoiseSchedule
@@ -29,8 +30,9 @@ OPTIMISED = "optimised"
 DISTILLED = "distilled"
 """The levels that a distilled network was trained for."""
 
-DEFAULT_STEPS, DEFAULT_SOLVER, DEFAULT_GRID = 20, "dpmpp_2m", "logsnr"
+DEFAULT_GRID = "logsnr"
 """Of networks that were not distilled."""
+
 
 DEFAULT_VOLUME_CI = 0.1
 
@@ -42,6 +44,8 @@ _SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,20})?)(%?)", re.ASCII)
 class SamplingRequest:
     """How to draw the ensemble; numbers may be text, as typed."""
 
+    preset: str = DEFAULT
+    """One of PRESETS: what "auto" stands for in steps and solver."""
     samples: int | str = 5
     """Members of the ensemble, or "auto": until the mean tumour volume is known to `volume_ci`."""
     volume_ci: float | str | None = None
@@ -66,7 +70,7 @@ class SamplingRequest:
         """Every problem of the request alone.
 
         TD3015 samples, TD3016 steps, TD3017 seed, TD3021 volume_ci, TD3041 grid, TD3042 solver,
-        TD3048 coherence, TD3049 latin.
+        TD3048 coherence, TD3049 latin, TD3068 preset.
         """
         numbers = [
             *findings_of(self.size),
@@ -78,6 +82,7 @@ class SamplingRequest:
             *numbers,
             *findings_of(lambda: _check_name("grid", self.grid, grids, "TD3041")),
             *findings_of(lambda: _check_name("solver", self.solver, solvers, "TD3042")),
+            *findings_of(lambda: _check_name("preset", self.preset, tuple(PRESETS), "TD3068")),
             # The noise is made of the numbers, and would find their faults again.
             *([] if numbers else findings_of(self.noise)),
         ]
@@ -114,10 +119,11 @@ class SamplingRequest:
         if self.grid == DISTILLED:
             what = "the network was not distilled, and has no levels of its own"
             raise UsageError("TD3065", what, where="--grid", fix="leave out --grid")
+        preset = PRESETS[self.preset]
         return replace(
             self,
-            steps=DEFAULT_STEPS if self.steps == AUTO else self.steps,
-            solver=DEFAULT_SOLVER if self.solver == AUTO else self.solver,
+            steps=preset.steps if self.steps == AUTO else self.steps,
+            solver=preset.solver if self.solver == AUTO else self.solver,
             grid=DEFAULT_GRID if self.grid == AUTO else self.grid,
         )
 
@@ -129,6 +135,8 @@ class SamplingRequest:
             for name, value in only.items()
             if asked[name] not in (AUTO, str(value))
         ] + ["--round-times"] * self.round_times
+        if self.preset != DEFAULT:
+            other.append(f"--{self.preset}")
         if other:
             raise UsageError(
                 "TD3064",

@@ -5,33 +5,18 @@ that sample k of one and sample k of another differ by the plan alone. Their dif
 known far better than from two independent ensembles.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tadiff_rt.assembly import VOLUME_LEVEL, Forecast
-from tadiff_rt.volume import student_quantile
+from tadiff_rt.assembly import Forecast
+from tadiff_rt.request import Scenario
+
+__all__ = ["Comparison", "Difference", "PastVolume", "Scenario", "VolumeDifference"]
 
 Float32Array = NDArray[np.float32]
-
-
-@dataclass(frozen=True, order=True)
-class Scenario:
-    """A day and a treatment that are considered."""
-
-    day: int
-    """Since the first session."""
-    treatment: str
-    """A key of `case.TREATMENTS`, from the last session until `day`."""
-
-    @property
-    def name(self) -> str:
-        """For folders and tables, e.g. "day510-TMZ"."""
-        return f"day{self.day}-{self.treatment}"
 
 
 @dataclass(frozen=True)
@@ -92,29 +77,3 @@ class Comparison:
     def first(self) -> Forecast:
         """Of the first scenario: what is the same in all of them can be read there."""
         return next(iter(self.forecasts.values()))
-
-
-def difference_of_volumes(
-    volumes_ml: Sequence[float], reference_ml: Sequence[float]
-) -> VolumeDifference:
-    """The paired difference of two ensembles drawn with the same noise.
-
-    Where one has more samples, those without a partner are left out. The intervals are those of
-    `volume.volume_interval` and `volume.mean_interval`, not cut off at 0.
-    """
-    pairs = list(zip(volumes_ml, reference_ml, strict=False))
-    apart = tuple(float(a - b) for a, b in pairs)
-    n = len(apart)
-    mean = float(np.mean(apart))
-    if n < 2:
-        return VolumeDifference(mean, None, None, VOLUME_LEVEL, apart)
-    reach = student_quantile(VOLUME_LEVEL, n - 1) * float(np.std(apart, ddof=1))
-    further, of_mean = reach * math.sqrt(1 + 1 / n), reach / math.sqrt(n)
-    return VolumeDifference(
-        mean,
-        mean - further,
-        mean + further,
-        VOLUME_LEVEL,
-        apart,
-        (mean - of_mean, mean + of_mean),
-    )

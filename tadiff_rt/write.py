@@ -34,6 +34,7 @@ from tadiff_rt.atomic import (
     clean_leftovers,
     discard,
     output_error,
+    remove_temporary,
     sync_folder,
     temporary_path,
 )
@@ -67,7 +68,7 @@ def write_bytes(path: Path, data: bytes) -> None:
                 "TD8008", "the disk does not return what was written", where=str(path)
             )
 
-    with atomic_file(path, verify=verify) as file:
+    with atomic_file(path, verify=verify, needed_bytes=len(data)) as file:
         file.write(data)
 
 
@@ -203,7 +204,7 @@ class ResultFolder:
         except OSError as error:
             raise output_error(error, self.target) from error
         except BaseException:  # a signal during mkdir is raised after it, and before the block
-            shutil.rmtree(self.path, ignore_errors=True)
+            remove_temporary(self.path)
             raise
         return self
 
@@ -214,9 +215,20 @@ class ResultFolder:
         traceback: TracebackType | None,
     ) -> None:
         if not self._done:
-            shutil.rmtree(self.path, ignore_errors=True)
+            remove_temporary(self.path)
             if kind is None:
                 raise RuntimeError("the result was not completed")
+
+    def check(self) -> None:
+        """Whether a result could be put there now; writes nothing.
+
+        Raises:
+            OutputError: it could not.
+        """
+        try:
+            self._check_replaceable()
+        except OSError as error:
+            raise output_error(error, self.target) from error
 
     def require_space(self, expected_bytes: int) -> None:
         """Refuses a result that does not fit, before it is computed.
@@ -235,10 +247,17 @@ class ResultFolder:
             raise ResourceError("TD7002", what, where=str(self.target), fix=fix)
 
     def subfolder(self, name: str) -> Path:
-        """A folder inside the result, made with its parents if it is not there."""
+        """A folder inside the result, made with its parents if it is not there.
+
+        But for that of the result: if someone has removed it, files that were in it are lost.
+        """
         path = self.path / name
+        inside = [folder for folder in (path, *path.parents) if self.path in folder.parents]
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            for folder in reversed(inside):
+                if not folder.is_dir():
+                    folder.mkdir()
+                    sync_folder(folder.parent)  # what is in it survives a power cut only then
         except OSError as error:
             raise output_error(error, self.target / name) from error
         return path
@@ -247,9 +266,12 @@ class ResultFolder:
         """Size and SHA-256 of every file written so far, for the manifest."""
         entries: dict[str, dict[str, str | int]] = {}
         for name in _file_names(self.path):
-            with open(self.path / name, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                entries[name] = {"bytes": file.tell(), "sha256": digest}
+            try:
+                with open(self.path / name, "rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                    entries[name] = {"bytes": file.tell(), "sha256": digest}
+            except OSError as error:
+                raise output_error(error, self.target / name) from error
         return entries
 
     def complete(self, manifest: Mapping[str, Any]) -> Path:
@@ -276,17 +298,14 @@ class ResultFolder:
             if self.overwrite and self.target.is_dir() and any(self.target.iterdir()):
                 os.rename(self.target, aside)
             os.rename(self.path, self.target)
-        except BaseException:
-            if aside.exists() and not self.target.exists():
+            sync_folder(self.target.parent)
+        finally:  # a signal during a rename is raised after it: only the names say what was done
+            self._done = not self.path.exists()
+            if aside.exists() and self._done:
+                discard(aside, self.target)
+            elif aside.exists():
                 with suppress(OSError):
                     os.rename(aside, self.target)
-            raise
-        self._done = True
-        try:
-            sync_folder(self.target.parent)
-        finally:
-            if aside.exists():
-                discard(aside, self.target)
 
     def _check_replaceable(self) -> None:
         target = self.target

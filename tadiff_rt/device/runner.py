@@ -15,8 +15,9 @@ from tadiff_rt.device.fit import lower, ran_out, settle
 from tadiff_rt.device.form import Form
 from tadiff_rt.device.loop import UNBROKEN, DeviceLoop
 from tadiff_rt.device.statistics import Fetched, Fetcher
-from tadiff_rt.ensemble import SliceStatistics
+from tadiff_rt.ensemble import SliceStatistics, mask_probability
 from tadiff_rt.errors import ResourceError
+from tadiff_rt.kept import Packed, pack
 from tadiff_rt.runner import SampleSize, Work
 
 
@@ -52,6 +53,7 @@ class DeviceRunner:
         *,
         runtime: str,
         progress: Progress | None = None,
+        keep: bool = False,
     ) -> None:
         """
         Args:
@@ -59,6 +61,7 @@ class DeviceRunner:
             sources: (d, 9, h, w) clean source images.
             num_slices: that will be forecast.
             runtime: of the backend.
+            keep: the tumour probability of every sample stays with the statistics.
 
         Raises:
             ResourceError: there is no memory for the smallest bucket (TD7001).
@@ -70,6 +73,8 @@ class DeviceRunner:
         self._total_rows = num_slices * size.at_a_time
         self._done = self._total = 0
         self._held: int | None = None
+        self._keep = keep
+        self._kept: dict[int, list[Packed]] = {}
         with loop.held():
             self._feed = self._fed()
             self._fetcher = Fetcher(loop.device)
@@ -146,16 +151,20 @@ class DeviceRunner:
                     slot_of[segment.item.at] = free.pop()
             self._loop.run(self._feed.inputs(form, bucket, slot_of, inside))
             finished = {s: slot_of.pop(s.item.at) for s in bucket.segments if s.finishes}
-            fetched = self._fetcher.fetch(self._loop.buffers, list(finished.values()))
+            fetched = self._fetcher.fetch(
+                self._loop.buffers, list(finished.values()), logits=self._keep
+            )
             before, running = running, _Running(bucket, finished, fetched)
             if before is not None:
-                yield from self._collected(before)
+                yield from self._collected(before, inside)
                 free += before.slots.values()
         if running is not None:
-            yield from self._collected(running)
+            yield from self._collected(running, inside)
         self._measure()
 
-    def _collected(self, running: _Running) -> Iterator[tuple[int, SliceStatistics]]:
+    def _collected(
+        self, running: _Running, inside: NDArray[np.bool_]
+    ) -> Iterator[tuple[int, SliceStatistics]]:
         """What a bucket leaves, once it is computed."""
         results, rows = running.results, running.bucket.rows
         results.wait()
@@ -166,9 +175,24 @@ class DeviceRunner:
         if self._progress is not None:
             self._done += len(rows) * self._form.steps
             self._progress(min(self._done, self._total), self._total)
+        if results.logits is not None:
+            self._take(running.bucket, results.logits.numpy(), inside)
         for number, segment in enumerate(running.slots):
             item = segment.item
-            yield item.at, results.statistics(number, item.samples)
+            statistics = results.statistics(number, item.samples)
+            if self._keep:
+                statistics.kept = self._kept.pop(item.at)
+            yield item.at, statistics
+
+    def _take(self, bucket: Bucket, logits: Float32Array, inside: NDArray[np.bool_]) -> None:
+        """Keeps the samples of a bucket; those of a slice that begins follow what it had."""
+        for segment in bucket.segments:
+            item = segment.item
+            if segment.sample == item.first:
+                before = item.so_far.kept if item.so_far else None
+                self._kept[item.at] = list(before or [])
+            rows = logits[segment.row : segment.row + segment.count]
+            self._kept[item.at] += [pack(mask_probability(row) * inside) for row in rows]
 
     @property
     def _form(self) -> Form:

@@ -47,6 +47,7 @@ class Runners:
         *,
         workers: int = 1,
         progress: Progress | None = None,
+        keep: bool = False,
     ) -> Runner:
         """The runner of one request.
 
@@ -58,6 +59,7 @@ class Runners:
             sources: (d, 9, size, size) clean source images.
             num_slices: that will be forecast.
             workers: of `BatchRunner`.
+            keep: the tumour probability of every sample.
 
         Raises:
             ResourceError: the device has no memory for the smallest bucket (TD7001).
@@ -77,6 +79,7 @@ class Runners:
                     num_slices,
                     runtime=self._backend.runtime,
                     progress=progress,
+                    keep=keep,
                 )
                 if workers > 1:
                     runner.notes.append(f"{workers} workers: not used on a device")
@@ -86,7 +89,9 @@ class Runners:
                 f"solver {sampling.plan.solver!r} with coherent noise: the loop ran on the host"
             )
         shifts = self._backend.condition(sampling.plan.t, *request)
-        return BatchRunner(self._backend, sampling, shifts, sources, workers, progress, notes)
+        return BatchRunner(
+            self._backend, sampling, shifts, sources, workers, progress, keep, notes
+        )
 
     def _device_loop(self) -> "DeviceLoop | None":
         if not self._asked:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tadiff_kernels.ensemble_step import statistics_state
-from tadiff_rt.ensemble import SliceStatistics
+from tadiff_rt.ensemble import TARGET_SLOT, SliceStatistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +19,8 @@ class Fetched:
     sums: Tensor
     counts: Tensor
     """Of the fetched slots, in their order."""
+    logits: Tensor | None
+    """(rows, h, w) mask logits of the forecast of every row, if asked for."""
     _done: "torch.cuda.Event | None"
 
     def wait(self) -> None:
@@ -39,22 +41,28 @@ class Fetcher:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @torch.no_grad()
-    def fetch(self, buffers: Mapping[str, Tensor], slots: Sequence[int]) -> Fetched:
-        """Begins to copy what the bucket enqueued last leaves.
+    def fetch(
+        self, buffers: Mapping[str, Tensor], slots: Sequence[int], *, logits: bool = False
+    ) -> Fetched:
+        """Begins to copy what the bucket enqueued last leaves, with `logits` also those.
 
         The slots must not be written again before `Fetched.wait` has returned.
         """
-        # Here, not beside: the next bucket begins by resetting these few words.
+        # Here, not beside: the next bucket begins by resetting these.
         flags = buffers["broken"]
         broken = _host_like(flags, len(flags)).copy_(flags, non_blocking=True)
+        masks = None
+        if logits:
+            fused = buffers["fused"][:, TARGET_SLOT]
+            masks = _host_like(fused, len(fused)).copy_(fused, non_blocking=True)
         if self._stream is None:
-            return Fetched(broken, *_slots(buffers, slots), None)
+            return Fetched(broken, *_slots(buffers, slots), masks, None)
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             sums, counts = _slots(buffers, slots)
             done = torch.cuda.Event()
             done.record()
-        return Fetched(broken, sums, counts, done)
+        return Fetched(broken, sums, counts, masks, done)
 
 
 def _slots(buffers: Mapping[str, Tensor], slots: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from tests.mutants import (
     benchmarks,
     cohort,
     conditioning,
+    derivatives,
     device,
     distill,
     ensemble_step,
@@ -27,11 +28,14 @@ from tests.mutants import (
     fit,
     group_norm_silu,
     growth_baseline,
+    html,
+    input,
     layouts,
     losses,
     metrics,
     runtime,
     solver_step,
+    what_if,
 )
 from tests.mutants.mutant import Mutant
 
@@ -54,6 +58,10 @@ KINDS = (
     group_norm_silu,
     solver_step,
     benchmarks,
+    what_if,
+    derivatives,
+    html,
+    input,
 )
 MUTANTS = tuple(mutant for kind in KINDS for mutant in kind.MUTANTS)
 PARTS = ("tadiff_rt", "tadiff_train", "tadiff_export", "kernels", "benchmarks", "tests", "docs")

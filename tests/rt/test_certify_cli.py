@@ -364,7 +364,8 @@ def test_optimised_levels_are_kept_and_used(searched, own, case_folder, tmp_path
     request = f"--day +90 --treatment TMZ --samples 2 --slices 5 --grid optimised --steps {STEPS}"
     inputs = ("--engine", own, "--case", case_folder, "-o", out, "-q")
     assert tadiff_rt("predict", *inputs, *request.split()).code == 0
-    sampling = json.loads((out / "forecast.json").read_text())["sampling"]
+    (entry,) = json.loads((out / "forecast.json").read_text())["scenarios"].values()
+    sampling = entry["sampling"]
     assert (sampling["grid"], sampling["steps"]) == ("optimised", STEPS)
     assert sampling["times"] == [round(t, 4) for t in levels.times]
 

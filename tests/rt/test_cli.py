@@ -22,6 +22,7 @@ import pytest
 from tadiff_rt import commands
 from tadiff_rt.cli import app
 from tadiff_rt.console import run_app
+from tadiff_rt.derivatives import expected_bytes
 from tadiff_rt.errors import TadiffError
 
 COMMAND = (sys.executable, "-c", "from tadiff_rt.cli import main; main()")
@@ -71,6 +72,16 @@ def argv(bundle: Path, case_folder: Path, tmp_path: Path) -> list[str]:
     request = "--day +90 --treatment TMZ --slices 5 --samples 1 --steps 1 --threads 1"
     inputs = ["--engine", str(bundle), "--case", str(case_folder)]
     return ["predict", *inputs, *request.split(), "-o", str(tmp_path / "out/forecast")]
+
+
+def scenario_of(folder: Path) -> dict:
+    """The entry of the only scenario in a result's report."""
+    (entry,) = json.loads((folder / "forecast.json").read_text())["scenarios"].values()
+    return entry
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in (folder / "out/forecast").rglob("*") if path.is_file()]
 
 
 def names(folder: Path) -> list[str]:
@@ -252,41 +263,38 @@ def test_what_draws_is_tried_before_anything_is_loaded(
     assert names(tmp_path / "out") == []
 
 
-SMALL = 24 * 28 * 10 * (4 * 4 + 1) + 2**20
-"""Three means and a probability in float32, a mask in uint8, a picture."""
-SPREAD = 24 * 28 * 10 * (3 * 4) + SMALL
+VOXELS = 24 * 28 * 10
 
 
-@pytest.mark.parametrize(("samples", "result_bytes"), [("1", SMALL), ("2", SPREAD)])
-def test_a_result_that_cannot_fit_is_not_computed(
-    samples, result_bytes, argv, tadiff_rt, tmp_path, monkeypatch
-):
-    free = result_bytes * 6 // 5
+@pytest.mark.parametrize("samples", ["1", "2"])
+def test_a_result_that_cannot_fit_is_not_computed(samples, argv, tadiff_rt, tmp_path, monkeypatch):
+    most = expected_bytes(VOXELS, 1, int(samples))
+    free = most * 6 // 5
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     assert tadiff_rt(*argv, "--samples", samples).code == 0
-    written = sum(path.stat().st_size for path in (tmp_path / "out/forecast").iterdir())
-    assert written < result_bytes
+    written = sum(path.stat().st_size for path in files_in(tmp_path))
+    assert VOXELS < written < most
     shutil.rmtree(tmp_path / "out/forecast")
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free - 1))
-    monkeypatch.setattr(commands.Forecaster, "predict", never)
+    monkeypatch.setattr(commands.Forecaster, "compare", never)
     ending = tadiff_rt(*argv, "--samples", samples)
     assert (ending.code, ending.codes, ending.out) == (7, ["TD7002"], "")
     assert names(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize(("samples", "each"), [("1", SMALL), ("auto", SPREAD)])
+@pytest.mark.parametrize(("samples", "most"), [("1", 1), ("auto", 64)])
 def test_a_demo_that_cannot_fit_is_not_computed(
-    samples, each, demo_data, tadiff_rt, tmp_path, monkeypatch
+    samples, most, demo_data, tadiff_rt, tmp_path, monkeypatch
 ):
-    """Two forecasts and their difference."""
-    free = (2 * each + 2**20) * 6 // 5
+    scenarios = len(commands.DEMO_DAYS) * len(commands.DEMO_TREATMENTS)
+    free = (expected_bytes(VOXELS, scenarios, most) + commands.REPORT_BYTES) * 6 // 5
     out = ["-o", str(tmp_path / "demo"), "--samples", samples, "--threads", "1"]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free - 1))
     ending = tadiff_rt("demo", *out)
     assert (ending.code, ending.codes) == (7, ["TD7002"])
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
-    monkeypatch.setattr(commands.Forecaster, "predict", never)
+    monkeypatch.setattr(commands.Forecaster, "compare", never)
     assert tadiff_rt("demo", *out).code == 70
 
 
@@ -304,8 +312,7 @@ def test_one_sample_has_no_spread_and_says_why(argv, tadiff_rt, tmp_path):  # A0
     assert ending.code == 0
     assert "interval" not in ending.out
     folder = tmp_path / "out/forecast"
-    report = json.loads((folder / "forecast.json").read_text())
-    assert report["volume_ml"]["interval"] == [None, None]
+    assert scenario_of(folder)["volume_ml"]["interval"] == [None, None]
     assert not [name for name in names(folder) if "std" in name]
     assert "nan" not in ending.out.lower() + (folder / "forecast.json").read_text().lower()
 
@@ -323,7 +330,8 @@ def test_two_samples_have_a_spread(argv, tadiff_rt, tmp_path):
     ending = tadiff_rt(*argv, "--samples", "2", "-q")
     assert (ending.code, ending.err) == (0, "")
     assert "90% interval" in ending.out
-    assert "predictedstd_FLAIR.nii.gz" in names(tmp_path / "out/forecast")
+    anat = tmp_path / "out/forecast/sub-17/ses-day250/anat"
+    assert "sub-17_ses-day250_desc-predictedstdTMZ_FLAIR.nii.gz" in names(anat)
 
 
 @pytest.mark.parametrize(
@@ -346,10 +354,10 @@ def test_two_samples_have_a_spread(argv, tadiff_rt, tmp_path):
 def test_every_way_to_sample_ends_in_a_result(line, said, argv, tadiff_rt, tmp_path):
     ending = tadiff_rt(*argv, *line.split())
     assert ending.code == 0
-    report = json.loads((tmp_path / "out/forecast/forecast.json").read_text())
-    assert report["sampling"].items() >= said.items()
+    sampling = scenario_of(tmp_path / "out/forecast")["sampling"]
+    assert sampling.items() >= said.items()
     if "--round-times" in line:
-        times = report["sampling"]["times"]
+        times = sampling["times"]
         assert times == [round(t) for t in times]
         assert len(set(times)) == 4
 
@@ -357,8 +365,8 @@ def test_every_way_to_sample_ends_in_a_result(line, said, argv, tadiff_rt, tmp_p
 def test_rounded_times_are_asked_for(argv, tadiff_rt, tmp_path):
     """Without the option they are fractional."""
     assert tadiff_rt(*argv, "--steps", "4").code == 0
-    report = json.loads((tmp_path / "out/forecast/forecast.json").read_text())
-    assert report["sampling"]["times"] != [round(t) for t in report["sampling"]["times"]]
+    times = scenario_of(tmp_path / "out/forecast")["sampling"]["times"]
+    assert times != [round(t) for t in times]
 
 
 def test_optimised_levels_are_taken_from_the_bundle(argv, bundle, tadiff_rt, tmp_path):
@@ -370,8 +378,8 @@ def test_optimised_levels_are_taken_from_the_bundle(argv, bundle, tadiff_rt, tmp
     (held / "manifest.json").write_text(json.dumps(manifest))
     line = [*argv, "--engine", str(held), "--grid", "optimised", "--solver", "ddim"]
     assert tadiff_rt(*line, "--steps", "3").code == 0
-    report = json.loads((tmp_path / "out/forecast/forecast.json").read_text())
-    assert report["sampling"]["times"] == [1000.0, 431.5, 3.25]
+    sampling = scenario_of(tmp_path / "out/forecast")["sampling"]
+    assert sampling["times"] == [1000.0, 431.5, 3.25]
     ending = tadiff_rt(*line, "--steps", "4", "--overwrite")
     assert (ending.code, ending.codes) == (2, ["TD3056"])
     assert "it holds ddim with 3 steps" in ending.err
@@ -381,9 +389,12 @@ def test_optimised_levels_are_taken_from_the_bundle(argv, bundle, tadiff_rt, tmp
 def test_a_work_folder_is_used_and_removed(argv, tadiff_rt, tmp_path, monkeypatch):
     work = tmp_path / "work"
     held = []
-    monkeypatch.setattr(
-        commands, "write_forecast", lambda forecast, folder: held.extend(names(work))
-    )
+
+    def write(*args: object, **options: object) -> dict:
+        held.extend(names(work))
+        return {}
+
+    monkeypatch.setattr(commands, "write_comparison", write)
     assert tadiff_rt(*argv, "--work", str(work)).code == 0
     assert held == ["journal.json", "slice-0005.npz"]
     assert not work.exists()
@@ -426,7 +437,9 @@ def test_workers_share_the_cores(argv, tadiff_rt, tmp_path, monkeypatch):
 def test_stdout_holds_the_result_and_stderr_the_rest(argv, tadiff_rt, tmp_path):
     ending = tadiff_rt(*argv)
     first, last = ending.out.splitlines()
-    assert re.fullmatch(r"day 250, TMZ: tumour \d+\.\d ml; predicted, not acquired, .*", first)
+    assert re.fullmatch(
+        r"day 250, TMZ: tumour \d+\.\d ml in 1 forecast slice; predicted, not acquired, .*", first
+    )
     assert last.endswith(f"start with {tmp_path}/out/forecast/overview.png")
     assert "forecast: 100 %" in ending.err
     assert "\r" not in ending.err + ending.out
@@ -475,14 +488,15 @@ def test_relative_paths_and_a_trailing_slash(argv, tadiff_rt, tmp_path, case_fol
     assert (ending.code, ending.codes) == (8, ["TD8001"])
     assert tadiff_rt(*argv, "--seed", "1", "-o", out, "--overwrite").code == 0
     report = json.loads((tmp_path / "out/forecast/forecast.json").read_text())
-    assert report["sampling"]["seed"] == 1
+    assert scenario_of(tmp_path / "out/forecast")["sampling"]["seed"] == 1
     files = ["forecast.json", *report["files"]]
-    assert names(tmp_path / "out") == sorted(["forecast", *(f"forecast/{f}" for f in files)])
+    held = {p.relative_to(tmp_path / "out/forecast").as_posix() for p in files_in(tmp_path)}
+    assert held == set(files)
 
 
 def test_the_manifest_is_written_last(argv, tadiff_rt, tmp_path):
     assert tadiff_rt(*argv).code == 0
-    written = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/forecast").iterdir()}
+    written = {path.name: path.stat().st_mtime_ns for path in files_in(tmp_path)}
     assert max(written, key=lambda name: written[name]) == "forecast.json"
 
 
@@ -507,11 +521,11 @@ def demo_data(bundle: Path, case_folder: Path, tmp_path: Path, monkeypatch) -> P
 def test_the_demo_forecasts_two_treatments(demo_data, tadiff_rt, tmp_path):
     ending = tadiff_rt("demo", "-o", str(tmp_path / "demo"), "--samples", "1", "--threads", "1")
     assert ending.code == 0
-    assert [line.split(":")[0] for line in ending.out.splitlines()[:2]] == [
-        f"day 280, {name}" for name in commands.DEMO_TREATMENTS
+    assert [line.split(":")[0] for line in ending.out.splitlines()[:4]] == [
+        f"day {day}, {name}" for day in (220, 280) for name in commands.DEMO_TREATMENTS
     ]
     made = names(tmp_path / "demo")
-    for name in ("difference.png", "forecast.json", "TMZ/overview.png", "none/overview.png"):
+    for name in ("overview.png", "forecast.json", "report.html", "volumes.tsv"):
         assert name in made
     again = tadiff_rt("demo", "-o", str(tmp_path / "demo"), "--samples", "1")
     assert (again.code, again.codes) == (8, ["TD8001"])
@@ -553,7 +567,7 @@ def test_a_bug_leaves_a_record_without_values(argv, tadiff_rt, tmp_path, monkeyp
     def fail(*args: object, **options: object) -> None:
         raise LookupError("Doe^Jane")
 
-    monkeypatch.setattr(commands, "write_forecast", fail)
+    monkeypatch.setattr(commands, "write_comparison", fail)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     ending = tadiff_rt(*argv)
     assert (ending.code, ending.codes, ending.out) == (70, ["TD7000"], "")
@@ -576,7 +590,7 @@ def test_an_error_while_writing_removes_everything(error, argv, tadiff_rt, tmp_p
     def fail(*args: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(commands, "overview_png", fail)
+    monkeypatch.setattr("tadiff_rt.derivatives.comparison_png", fail)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     ending = tadiff_rt(*argv)
     assert ending.code == (7 if error is MemoryError else 70)
@@ -641,7 +655,7 @@ def test_an_interrupt_that_a_library_turns_into_its_own_error(
         except KeyboardInterrupt:
             raise ImportError("initialization failed") from None
 
-    monkeypatch.setattr(commands, "write_forecast", interrupted)
+    monkeypatch.setattr(commands, "write_comparison", interrupted)
     ending = tadiff_rt(*argv)
     assert (ending.code, ending.codes, ending.out) == (code, [], "")
     assert names(tmp_path / "out") == []

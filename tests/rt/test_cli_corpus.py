@@ -52,6 +52,8 @@ def predict(bundle: Path, tmp_path: Path, capsys) -> Callable[..., Ending]:
 
     def run(case: Path, *flags: str, **options: str) -> Ending:
         chosen = REQUEST | {f"--{name}": value for name, value in options.items()}
+        given = {flag.partition("=")[0] for flag in flags}
+        chosen = {name: value for name, value in chosen.items() if name not in given}
         argv = ["predict", "--engine", str(bundle), "--case", str(case), "--threads", "1"]
         argv += ["-o", str(tmp_path / "out/forecast")]
         argv += [part for item in chosen.items() for part in item]
@@ -286,6 +288,8 @@ def test_optimised_python_refuses_the_same(data, bundle, tmp_path):
     for i, name in enumerate(names):
         copy = shutil.copytree(data, tmp_path / f"copy-{i}")
         BAD_CASES[name][1](copy)
+        given = {flag.partition("=")[0] for flag in flags}
+        chosen = {name: value for name, value in chosen.items() if name not in given}
         argv = ["predict", "--engine", str(bundle), "--case", str(copy), "--threads", "1"]
         request = [part for item in REQUEST.items() for part in item]
         commands.append([*argv, "-o", str(tmp_path / "forecast"), *request])
@@ -318,7 +322,8 @@ for argv in json.load(sys.stdin):
 def read_result(folder: Path) -> dict[str, bytes]:
     """The files of a complete result, checked against its manifest, without the manifest."""
     report = json.loads((folder / "forecast.json").read_text())
-    files = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "forecast.json"}
+    paths = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    files = {name: path.read_bytes() for name, path in paths.items() if name != "forecast.json"}
     assert {n: hashlib.sha256(b).hexdigest() for n, b in files.items()} == {
         name: entry["sha256"] for name, entry in report["files"].items()
     }
@@ -377,7 +382,7 @@ SAME: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_form_does_not_change_a_bit(name, data, predict, clean, tmp_path):
     change, note = SAME[name]
     change(data)
-    ending = predict(data)  # a data set of one subject
+    ending = predict(data, subject="17")  # a data set of one subject
     assert (ending.code, ending.codes) == (0, []), ending.err
     assert note in ending.err
     assert read_result(tmp_path / "out/forecast") == clean
@@ -397,8 +402,14 @@ def manifest(data: Path, **cells: str) -> Path:
 
 
 def test_a_manifest_gives_the_same_result_as_bids(data, predict, clean, tmp_path):
-    assert predict(manifest(data)).code == 0
+    assert predict(manifest(data), subject="17").code == 0
     assert read_result(tmp_path / "out/forecast") == clean
+
+
+@pytest.mark.parametrize("label", ["sub-17", "a b", "x" * 33, "é"])
+def test_a_subject_is_a_label(label, data, predict):
+    ending = predict(data, subject=label)
+    assert (ending.code, ending.codes) == (2, ["TD3069"])
 
 
 def test_a_result_may_lie_beside_the_manifest(data, predict):
@@ -510,7 +521,8 @@ def test_an_odd_case_is_forecast_and_what_was_relaxed_is_said(name, data, predic
     read_result(tmp_path / "out/forecast")
     report = json.loads((tmp_path / "out/forecast/forecast.json").read_text())
     assert any(note in said for said in report["notes"])
-    result = nibabel.load(tmp_path / "out/forecast/predicted_T1w.nii.gz")
+    (path,) = (tmp_path / "out/forecast").rglob("*[0-9]_desc-predictedTMZ_T1w.nii.gz")
+    result = nibabel.load(path)
     assert result.shape == expected.shape
     np.testing.assert_allclose(result.affine, expected.affine, atol=1e-5)
 

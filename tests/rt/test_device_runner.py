@@ -342,7 +342,7 @@ def test_progress_is_told_by_the_bucket_and_ends_at_the_total():
 class LateFetcher(Fetcher):
     """Reads the slots as late as is allowed: in `wait`."""
 
-    def fetch(self, buffers, slots):
+    def fetch(self, buffers, slots, *, logits=False):
         fetch, broken = super().fetch, buffers["broken"].clone()
 
         class Late(Fetched):
@@ -351,7 +351,7 @@ class LateFetcher(Fetcher):
                 object.__setattr__(self, "sums", made.sums)
                 object.__setattr__(self, "counts", made.counts)
 
-        return Late(broken, torch.empty(0), torch.empty(0), None)
+        return Late(broken, torch.empty(0), torch.empty(0), None, None)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3])

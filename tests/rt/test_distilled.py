@@ -183,7 +183,7 @@ def test_other_networks_run_as_before(start):
     own = SamplingRequest(steps=7, solver="unipc_2").plan(SCHEDULE, start)
     made = make_plan(SCHEDULE, "unipc_2", 7, "logsnr", start)
     np.testing.assert_array_equal(own.table, made.table)
-    asked = PredictRequest(day="+9", treatment="TMZ").settled(None)
+    asked = PredictRequest(days=["+9"], treatments=["TMZ"]).settled(None)
     assert (asked.steps, asked.solver, asked.grid) == (20, "dpmpp_2m", "logsnr")
 
 

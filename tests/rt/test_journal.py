@@ -548,7 +548,8 @@ def command(bundle, case_folder, tmp_path):
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """All but the manifest, which holds times."""
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "forecast.json"}
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {p.name: p.read_bytes() for p in files if p.name != "forecast.json"}
 
 
 def test_a_killed_command_goes_on_where_it_was(command, tmp_path):
@@ -601,11 +602,11 @@ def test_the_work_folder_goes_when_the_result_is_written(command, tmp_path):
 def test_the_work_folder_stays_when_the_result_is_not_written(command, tmp_path, monkeypatch):
     """Its slices are all there: only the writing is repeated."""
 
-    def full(*args):
+    def full(*args, **options):
         raise ResourceError("TD7002", "the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tadiff_rt.commands.write_forecast", full)
+        patch.setattr("tadiff_rt.commands.write_comparison", full)
         with pytest.raises(ResourceError):
             run_in_process(command)
     assert names(tmp_path / "work") == [ABOUT, *(f"slice-{at:04d}.npz" for at in range(2, 8))]

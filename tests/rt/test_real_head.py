@@ -33,9 +33,9 @@ TEMPLATE = "usr/share/mricron/templates/ch2bet.nii.gz"
 SIZE = 192
 ORIENTATIONS = ("RAS", "LPS", "PLI")
 SLICES = "90:92"
-REQUEST = ("--day", "+90", "--treatment", "TMZ", "--samples", "2", "--steps", "2")
+DAY, TREATMENT = 90, "TMZ"
+REQUEST = ("--day", f"+{DAY}", "--treatment", TREATMENT, "--samples", "2", "--steps", "2")
 MANIFEST = "session,day,treatment,t1,t1c,flair\nses-01,0,CRT" + 3 * ",t1.nii.gz" + "\n"
-IMAGES = ("T1w", "ce-gadolinium_T1w", "FLAIR")
 
 
 def fetch(folder: Path) -> str:
@@ -143,7 +143,8 @@ class Run:
     stored: nib.Nifti1Image
 
     def load(self, name: str) -> nib.Nifti1Image:
-        return nib.load(self.folder / f"{name}.nii.gz")
+        (path,) = self.folder.rglob(f"sub-unnamed_ses-*{name}.nii.gz")
+        return nib.load(path)
 
     @property
     def report(self) -> dict:
@@ -206,15 +207,21 @@ def runs(scan, engine, tmp_path_factory) -> dict[str, Run]:
 
 
 def volumes() -> list[str]:
-    names = [f"{kind}_{ending}" for kind in ("predicted", "predictedstd") for ending in IMAGES]
-    return [*names, "tumour_probability", "tumour_mask"]
+    """What the names of the images of a result end with."""
+    kinds = ("_desc-predicted", "_desc-predictedstd")
+    names = [f"{kind}{TREATMENT}_{ending}" for kind in kinds for ending in ("T1w", "FLAIR")]
+    contrast = [f"_ce-gadolinium{kind}{TREATMENT}_T1w" for kind in kinds]
+    tumour = [f"_label-L_desc-predicted{TREATMENT}_probseg", f"_desc-predicted{TREATMENT}_dseg"]
+    return [*(f"day{DAY}{name}" for name in names), *contrast, *tumour]
 
 
 def test_the_command_succeeds(runs):
     assert [(run.code, run.stderr) for run in runs.values() if run.code] == []
     for run in runs.values():
-        files = {f"{name}.nii.gz" for name in volumes()} | {"forecast.json", "overview.png"}
-        assert {p.name for p in run.folder.iterdir()} == files
+        images = [path.name for path in run.folder.rglob("*.nii.gz")]
+        assert len(images) == len(volumes())
+        assert all(sum(n.endswith(f"{v}.nii.gz") for n in images) == 1 for v in volumes())
+        assert {"forecast.json", "overview.png"} <= {p.name for p in run.folder.iterdir()}
 
 
 @pytest.mark.parametrize("axes", ORIENTATIONS)
@@ -240,9 +247,9 @@ def test_orientation_of_the_file_changes_no_bit(runs, axes, name):
 
 def test_forecast_fills_the_slices_asked_for(runs, scan):
     """Canonical slices count from superior: 90 and 91 of 181 are z = 90 and 89."""
-    image = np.asarray(runs["RAS"].load("predicted_T1w").dataobj)
+    image = np.asarray(runs["RAS"].load(f"day{DAY}_desc-predicted{TREATMENT}_T1w").dataobj)
     assert np.flatnonzero(image.any(axis=(0, 1))).tolist() == [89, 90]
-    assert np.asarray(runs["RAS"].load("predictedstd_FLAIR").dataobj).any()
+    assert np.asarray(runs["RAS"].load(f"_desc-predictedstd{TREATMENT}_FLAIR").dataobj).any()
     # In y the window is narrower than the image: centred on the brain's box, 6 voxels beyond it.
     brain = np.flatnonzero((np.asarray(scan.dataobj) > 0).any(axis=(0, 2)))
     assert len(range(brain[0], brain[-1] + 1)) == SIZE - 12
@@ -284,19 +291,20 @@ def test_what_was_assumed_is_said_and_recorded(runs, axes):
     sources = run.report["sources"]
     assert [s["day"] for s in sources] == [0, 0, 0]
     assert len({digest for s in sources for digest in s["sha256"].values()}) == 1
-    assert run.report["request"] == {"day": 90, "treatment": "TMZ"}
-    assert run.report["sampling"]["slices"] == [90, 91]
+    entry = run.report["scenarios"][f"day{DAY}-{TREATMENT}"]
+    assert entry["request"] == {"day": DAY, "treatment": TREATMENT}
+    assert entry["sampling"]["slices"] == [90, 91]
 
 
 def test_volumes_are_equal_and_those_of_the_mask_files(runs):
-    reports = [run.report for run in runs.values()]
-    assert all(r["volume_ml"] == reports[0]["volume_ml"] for r in reports)
-    assert len(reports[0]["volume_ml"]["samples"]) == 2
-    masks = [np.asarray(run.load("tumour_mask").dataobj) for run in runs.values()]
+    entries = [run.report["scenarios"][f"day{DAY}-{TREATMENT}"] for run in runs.values()]
+    assert all(e["volume_ml"] == entries[0]["volume_ml"] for e in entries)
+    assert len(entries[0]["volume_ml"]["samples"]) == 2
+    masks = [np.asarray(run.load("_dseg").dataobj) for run in runs.values()]
     assert len({int(mask.sum()) for mask in masks}) == 1
     for run in runs.values():
-        probability = np.asarray(run.load("tumour_probability").dataobj)
-        mask = np.asarray(run.load("tumour_mask").dataobj)
+        probability = np.asarray(run.load("_probseg").dataobj)
+        mask = np.asarray(run.load("_dseg").dataobj)
         np.testing.assert_array_equal(mask, probability > 0.5)
 
 

@@ -1,0 +1,189 @@
+"""What the command line understands: words, presets, checks and estimates."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tadiff_rt.certify.analytic import STANDARD_DEVIATIONS, gaussian_run
+from tadiff_rt.cli import app
+from tadiff_rt.cli.words import spread, summary
+from tadiff_rt.forecast import Forecaster, make_ready
+from tadiff_rt.presets import DEFAULT, PRESETS
+from tadiff_rt.preview import duration, estimate
+from tadiff_rt.readers import read_case
+from tadiff_rt.request import PredictRequest
+from tadiff_rt.schedule import NoiseSchedule
+from tadiff_rt.solvers import make_plan
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--day +30 +90 -o x", "--day +30 --day +90 -o x"),
+        ("--day=+30 +90 --treatment TMZ", "--day=+30 --day +90 --treatment TMZ"),
+        ("--treatment TMZ CRT none", "--treatment TMZ --treatment CRT --treatment none"),
+        ("--day +30 --day 90", "--day +30 --day 90"),
+        ("--out x y --day 5", "--out x y --day 5"),
+        ("--day -5 7", "--day -5 7"),
+        ("--day", "--day"),
+        ("", ""),
+    ],
+)
+def test_an_option_takes_every_word_up_to_the_next(line, expected):
+    assert spread(line.split()) == expected.split()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_a_preset_says_of_itself_is_true(name):
+    """Closed form, from pure noise, at every deviation that a certificate tests."""
+    preset = PRESETS[name]
+    plan = make_plan(NoiseSchedule.linear(1000), preset.solver, preset.steps, "logsnr")
+    kept = [100 * gaussian_run(plan, std).spread_ratio for std in STANDARD_DEVIATIONS]
+    assert preset.spread_percent == (round(min(kept)), round(max(kept)))
+    assert plan.nfe == preset.steps
+
+
+def test_the_help_says_what_presets_are_worth():
+    said = " ".join(CliRunner().invoke(app, ["predict", "--help"]).output.split())
+    for preset in PRESETS.values():
+        assert str(preset) in said
+
+
+def settled(**fields):
+    request = PredictRequest(days=["+9"], treatments=["TMZ"], **fields).settled(None)
+    return request.steps, request.solver, request.grid
+
+
+def test_a_preset_settles_what_is_left_open():
+    assert settled() == settled(preset=DEFAULT) == (20, "dpmpp_2m", "logsnr")
+    assert settled(preset="fast") == (8, "unipc_2", "logsnr")
+    assert settled(preset="reference") == (50, "dpmpp_2m", "logsnr")
+    assert settled(preset="fast", steps=12, solver="ddim") == (12, "ddim", "logsnr")
+
+
+@pytest.fixture
+def lines(bundle, case_folder, tmp_path):
+    """Runs predict with these words; (exit code, stdout)."""
+    said = ["predict", "--engine", str(bundle), "--case", str(case_folder), "--threads", "1"]
+
+    def run(line):
+        words = [word.replace("OUT", str(tmp_path / "out")) for word in line.split()]
+        ended = CliRunner().invoke(app, [*said, *words])
+        return ended
+
+    return run
+
+
+REQUEST = "--day +30 +90 --treatment TMZ none --slices 4:6 --samples 2 --steps 2"
+
+
+@pytest.mark.parametrize("more", ["", "-o OUT", "-o OUT --work OUT/../work"])
+@pytest.mark.parametrize("stop", ["--check", "--dry-run"])
+def test_nothing_is_written_that_was_not_asked_for(lines, tmp_path, stop, more):
+    ended = lines(f"{REQUEST} {stop} {more}")
+    assert ended.exit_code == 0, ended.output
+    assert "nothing was written" in ended.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_says_what_was_understood(lines, case_folder):
+    case = read_case(case_folder)
+    output = lines(f"{REQUEST} --check").output
+    rows = [line.split() for line in output.splitlines()[1 : 1 + len(case.sessions)]]
+    assert [row[:3] for row in rows] == [[s.name, str(s.day), s.treatment] for s in case.sessions]
+    assert [row[3] for row in rows] == ["no"] * (len(rows) - 3) + ["yes"] * 3
+    masks = [s.mask for s in case.sessions[-3:]]
+    assert output.count(" ml") == sum(mask is not None for mask in masks)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ("--day 1", "TD3312"),
+        ("--day +30 +30", "TD3067"),
+        ("--treatment surgery", "TD3314"),
+        ("--slices 900:901", "TD30"),
+        ("-o /", "TD8005"),
+        ("--fast --reference", "TD3068"),
+        ("--samples 0", "TD3015"),
+    ],
+)
+def test_a_check_finds_what_a_forecast_would(lines, change, code):
+    ended = lines(f"{REQUEST} {change} --check")
+    assert ended.exit_code != 0
+    assert code in str(ended.exception)
+
+
+def test_a_result_needs_a_place(lines):
+    assert "TD3000" in str(lines(REQUEST).exception)
+
+
+def test_a_dry_run_counts(lines):
+    output = lines(f"{REQUEST} --dry-run").output
+    assert "4 scenarios, 2 samples of 2 evaluations, 2 slices (4 to 5)" in output
+    assert re.search(r"\n32 network evaluations, 4 at a time on onnxruntime", output)
+
+
+def test_json_of_checks(lines, case_folder):
+    found = json.loads(lines(f"{REQUEST} --check --json").output)
+    assert [s["treatment"] for s in found["scenarios"]] == ["TMZ", "none"] * 2
+    assert found["slices"] == [4, 5]
+    assert "estimate" not in found
+    costs = json.loads(lines(f"{REQUEST} --dry-run --json").output)["estimate"]
+    assert costs["network_evaluations"] == 32
+    assert costs["memory_bytes"] > 1e7
+    assert case_folder.name not in json.dumps(found)
+
+
+def test_json_of_a_result_is_its_report(lines, tmp_path):
+    ended = lines(f"{REQUEST} -o OUT --json -q")
+    printed = json.loads(ended.stdout)
+    kept = json.loads((tmp_path / "out/forecast.json").read_text())
+    kept.pop("files")
+    assert printed == kept
+
+
+def test_an_estimate_grows_as_the_work_does(bundle, case_folder):
+    forecaster, case = Forecaster.load(bundle, threads=1), read_case(case_folder)
+
+    def costs(**change):
+        asked = {"days": ["+30"], "treatments": ["TMZ"], "slices": "4:6", "steps": 2, "samples": 4}
+        ready = make_ready(forecaster.bundle, case, PredictRequest(**{**asked, **change}))
+        return estimate(forecaster, ready, 10**6)
+
+    one = costs()
+    assert (one.network_evaluations, one.result_bytes, one.bucket) == (16, 10**6, 4)
+    for change, factor in (
+        ({"days": ["+30", "+60", "+90"]}, 3),
+        ({"treatments": ["TMZ", "none"]}, 2),
+        ({"samples": 8}, 2),
+        ({"steps": 6}, 3),
+        ({"slices": "4:8"}, 2),
+    ):
+        assert costs(**change).network_evaluations == factor * one.network_evaluations
+    many = costs(days=["+30", "+60", "+90"], treatments=["TMZ", "CRT", "none"])
+    voxels = np.prod(case.sessions[-1].images["t1"].data.shape)
+    assert many.memory_bytes - one.memory_bytes >= 8 * 7 * 4 * voxels
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (99, "99 s"), (150, "2 min"), (7200, "2.0 h")]
+)
+def test_durations_are_for_people(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_summary_without_spread():
+    entry = {"request": {"day": 5, "treatment": "CRT"}, "volume_ml": {"mean": 2.04}}
+    entry["volume_ml"].update(interval=[None, None], level=0.9, covers="2 forecast slices")
+    difference = {"scenario": "day5-TMZ", "reference": "day5-CRT", "volume_ml": {}}
+    difference["volume_ml"] = {"mean": 1.26, "interval": [-0.5, 3.0], "level": 0.9}
+    first, second = summary({"scenarios": {"a": entry}, "differences": [difference]})
+    assert (
+        first
+        == "day 5, CRT: tumour 2.0 ml in 2 forecast slices; predicted, not acquired, research use"
+    )
+    assert second.endswith("the same noise: +1.3 ml (90% interval -0.5 to +3.0)")
