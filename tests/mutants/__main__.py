@@ -23,6 +23,7 @@ from tests.mutants import (
     derivatives,
     device,
     distill,
+    docs,
     ensemble_step,
     evaluation,
     fit,
@@ -62,6 +63,7 @@ KINDS = (
     derivatives,
     html,
     input,
+    docs,
 )
 MUTANTS = tuple(mutant for kind in KINDS for mutant in kind.MUTANTS)
 PARTS = ("tadiff_rt", "tadiff_train", "tadiff_export", "kernels", "benchmarks", "tests", "docs")
@@ -107,7 +109,8 @@ def main(words: list[str]) -> int:
                 tree / part,
                 ignore=shutil.ignore_patterns("demo.tadiff", "demo_case", "__pycache__"),
             )
-        shutil.copy(ROOT / "pyproject.toml", tree)
+        for name in ("pyproject.toml", "mkdocs.yml", "README.md"):
+            shutil.copy(ROOT / name, tree)
         (tree / "tadiff_kernels").symlink_to("kernels")  # as setuptools names it
         if not passes(tree, *sorted({m.test for m in chosen})):
             raise SystemExit("a test fails before any fault is planted")

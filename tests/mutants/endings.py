@@ -46,14 +46,14 @@ MUTANTS = (
         "tadiff_rt/console.py",
         '("SIGINT", "SIGTERM", "SIGHUP")',
         '("SIGINT", "SIGTERM")',
-        f"{ENDINGS}::test_a_signal_during_any_call_leaves_nothing[97-1-3-False]",
+        f"{ENDINGS}::test_a_signal_again_and_again_does_not_stop_the_clean_up",
     ),
     Mutant(
         "a second signal that breaks into the clean-up",
         "tadiff_rt/console.py",
         "if time.monotonic() - raised >= REPEAT_S:",
         "if time.monotonic() >= raised:",
-        f"{ENDINGS}::test_a_signal_during_any_call_leaves_nothing[97-2-3-True]",
+        f"{ENDINGS}::test_a_signal_again_and_again_does_not_stop_the_clean_up",
     ),
     Mutant(
         "a signal that leaves a temporary",

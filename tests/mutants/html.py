@@ -207,7 +207,7 @@ MUTANTS = (
         f"{H}/volumes.js",
         "levels[i] += base[i]",
         "levels[i] -= base[i]",
-        f"{BROWSER}::test_outlines_surround_the_tumour",
+        f"{BROWSER}::test_values_at_the_cross_are_those_of_the_volumes",
     ),
     Mutant(
         "words beside the picture only",
@@ -228,7 +228,7 @@ MUTANTS = (
         f"{H}/outlines.js",
         "left + place(u, index, 0) * across",
         "left + (1 - place(u, index, 0)) * across",
-        f"{BROWSER}::test_outlines_surround_the_tumour",
+        f"{BROWSER}::test_the_patients_right_is_on_the_left",
     ),
     Mutant(
         "the slice slider moves the forecast alone",

@@ -288,8 +288,6 @@ def test_optimised_python_refuses_the_same(data, bundle, tmp_path):
     for i, name in enumerate(names):
         copy = shutil.copytree(data, tmp_path / f"copy-{i}")
         BAD_CASES[name][1](copy)
-        given = {flag.partition("=")[0] for flag in flags}
-        chosen = {name: value for name, value in chosen.items() if name not in given}
         argv = ["predict", "--engine", str(bundle), "--case", str(copy), "--threads", "1"]
         request = [part for item in REQUEST.items() for part in item]
         commands.append([*argv, "-o", str(tmp_path / "forecast"), *request])

@@ -27,13 +27,29 @@ from tests.corpus.server import MIB, forked, over_limits
 from tests.corpus.table import definitions, expected_definitions, render
 
 RUNS = [(mode, case) for mode in MODES for case in CASES if applies(case, mode)]
-FIRST = {case.id: case for case in reversed(CASES) if not case.slow}
-"""One case of every kind."""
+
+
+def is_refused(case: CorpusCase) -> bool:
+    """Whether it ends early; a forecast takes five times as long."""
+    return isinstance(case.ending, Refused | Said)
+
+
+FIRST = {(case.id, is_refused(case)): case for case in reversed(CASES) if not case.slow}
+"""One case of every kind of fault and ending."""
+SAMPLE = {case.id[0]: case for case in FIRST.values() if is_refused(case)}
+"""One refused case of every section."""
 
 
 def is_slow(mode: str, case: CorpusCase) -> bool:
-    """Every kind once through the command and every case from Python are enough for each day."""
-    return case.slow or not (mode == "api" or (mode == "command" and FIRST[case.id] is case))
+    """Each day: of every kind one case through the command and one forecast, and what is refused
+    from Python; a sample under -O."""
+    is_first = FIRST.get((case.id, is_refused(case))) is case
+    every_day = {
+        "api": is_refused(case) or is_first,
+        "command": is_first and (is_refused(case) or case.id in ("N10", "G03", "X06")),
+        "optimised": case in SAMPLE.values(),
+    }
+    return case.slow or not every_day[mode]
 
 
 @pytest.fixture(scope="module")

@@ -298,6 +298,16 @@ def test_a_signal_during_a_call_that_makes_or_names(call, n, setting, earlier):
     steps.assert_clean(place, ended, earlier[1], earlier[2])
 
 
+@pytest.mark.parametrize("number", interrupts.ENDINGS)
+def test_a_signal_again_and_again_does_not_stop_the_clean_up(number, setting, earlier):
+    """From the hundredth call on, amid the files, after each of the next."""
+    place = steps.restored(setting, earlier[0])
+    fault = ("signal_after_call", {"n": 100, "number": number, "times": 50})
+    ended = setting.server.run(setting.plain(place, "--overwrite"), ("usual_signals", {}), fault)
+    assert (ended.code, bool(ended.fired)) == (interrupts.ENDINGS[number], True), ended
+    steps.assert_clean(place, ended, earlier[1], earlier[2])
+
+
 def test_a_journal_whose_removal_is_interrupted_is_one_still(tmp_path, monkeypatch):
     """Else the same command would refuse its own slices as someone else's."""
     unlink = os.unlink

@@ -1,6 +1,7 @@
 """The page in a browser without a network: it starts, follows its controls, and runs no data."""
 
 import io
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from matplotlib.image import imread
 
 from tadiff_rt.html import report_html
 from tests.rt.comparisons import made_up_comparison
+from tests.rt.test_html import Page, image_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -186,30 +188,21 @@ def test_a_click_into_one_picture_moves_the_other(fresh):
     assert differ(before, pixels(fresh, "forecast")) > 0.0005  # the cross moved
 
 
-def test_values_at_the_cross_are_those_of_the_volumes(fresh):
-    """NiiVue's reading of the volumes against the levels in the JSON block."""
-    fresh.select_option("#overlay", "probability")
-    shown(fresh, "84 TMZ t1c probability")
-    fresh.locator("#slice").fill(fresh.input_value("#slice"))
-    told = fresh.inner_text("#values")
-    expected = fresh.evaluate(EXPECTED_VALUES)
-    assert told == (
-        f"At the cross: last scan {expected[0]}; forecast {expected[1]} of full brightness; "
-        f"tumour probability {expected[2]}"
-    )
-
-
-EXPECTED_VALUES = """async () => {
-  const { shape } = data.kinds.image;
-  const at = viewers.forecast.scene.crosshairPos;
-  const [i, j, k] = shape.map((n, axis) => Math.floor(at[axis] * n));
-  const names = [data.last.images.t1c, data.plans[0].images.t1c, data.plans[0].probability];
-  return Promise.all(names.map(async (name) => {
-    const { low, high, levels } = volumes.kind(name);
-    const level = (await volumes.levels(name))[i + shape[0] * (j + shape[1] * k)];
-    return percent(low + (level / levels) * (high - low));
-  }));
-}"""
+def test_values_at_the_cross_are_those_of_the_volumes(fresh, report):
+    """What NiiVue reads of the volumes that the page decoded, and nibabel of the same JSON."""
+    fresh.click("[data-plan='3']")
+    fresh.select_option("#overlay", "std")
+    shown(fresh, "144 none t1c std")
+    fresh.evaluate("moveTo([0.3, 0.7, 0.45])")
+    data = Page(report.read_bytes()).data
+    expected = []
+    for name in ("last t1c", "day144-none t1c", "day144-none std t1c"):
+        volume = image_of(data, name).get_fdata()
+        at = (int(f * n) for f, n in zip((0.3, 0.7, 0.45), volume.shape, strict=True))
+        expected.append(100 * volume[tuple(at)])
+    told = re.findall(r"([\d.]+) %", fresh.inner_text("#values"))
+    assert [float(text) for text in told] == pytest.approx(expected, abs=0.5)
+    assert all(value > 1 for value in expected)
 
 
 @pytest.mark.parametrize("overlay", ["probability", "std", "difference", "difference_std"])

@@ -1,0 +1,163 @@
+"""Faults in what refuses bad inputs, and in the corpus that looks for them."""
+
+from tests.mutants.mutant import Mutant
+
+CORPUS = "tests/rt/test_corpus.py"
+CASE = f"{CORPUS}::test_a_case_ends_as_required"
+R = "tadiff_rt/readers"
+MUTANTS = (
+    Mutant(
+        "what follows the last voxel not looked at",
+        f"{R}/nifti.py",
+        "    source.finish()\n",
+        "",
+        f"{CASE}[command N05 checksum of the gzip]",
+    ),
+    Mutant(
+        "voxels counted after they are read",
+        f"{R}/nifti_header.py",
+        "if math.prod(dims[:3]) > options.max_voxels:",
+        "if math.prod(dims[:3]) > options.max_voxels * 4:",
+        f"{CASE}[api N11 a bomb of 2 GiB in 2 MB]",
+    ),
+    Mutant(
+        "an offset within the header",
+        f"{R}/nifti_header.py",
+        'offset, lowest = float(hdr["vox_offset"]), len(hdr.binaryblock) + 4',
+        'offset, lowest = float(hdr["vox_offset"]), 0',
+        f"{CASE}[api N28 offset 100]",
+    ),
+    Mutant(
+        "findings raised within an assert",
+        f"{R}/nifti_header.py",
+        "    raise_findings(findings)\n    assert shape",
+        "    assert raise_findings(findings) is None\n    assert shape",
+        f"{CASE}[optimised N14 dim[1] is -5]",
+    ),
+    Mutant(
+        "any conflict of qform and sform allowed",
+        f"{R}/affines.py",
+        "MAX_CONFLICT_VOXELS = 0.5",
+        "MAX_CONFLICT_VOXELS = 500",
+        f"{CASE}[api G12 qform against sform]",
+    ),
+    Mutant(
+        "NaN of another session let through",
+        f"{R}/nifti.py",
+        'if options.nonfinite != "zero":',
+        'if options.nonfinite == "refused":',
+        f"{CASE}[api V01 one NaN]",
+    ),
+    Mutant(
+        "the byte-order mark part of a column's name",
+        f"{R}/tables.py",
+        'data.decode("utf-8-sig")',
+        'data.decode("utf-8")',
+        f"{CASE}[api S03 a byte-order mark]",
+    ),
+    Mutant(
+        "dates looked for in cells of any length",
+        f"{R}/tables.py",
+        "return len(trimmed) <= MAX_DATE and _DATE",
+        "return _DATE",
+        f"{CASE}[api S11 200 rows of 4000 digits]",
+    ),
+    Mutant(
+        "z-scored images taken for scans",
+        "tadiff_rt/intensity.py",
+        "MAX_NEGATIVE_SHARE = 0.05",
+        "MAX_NEGATIVE_SHARE = 0.95",
+        f"{CASE}[api V09 brain z-scored]",
+    ),
+    Mutant(
+        "only the first finding raised",
+        "tadiff_rt/errors.py",
+        "first.others = tuple(others)",
+        "first.others = ()",
+        f"{CASE}[command G16 one session 1 mm away]",
+    ),
+    Mutant(
+        "file names printed as they are",
+        "tadiff_rt/errors.py",
+        '            lines.append(f"  where: {printable(finding.where)}")',
+        '            lines.append(f"  where: {finding.where}")',
+        f"{CASE}[command N37 an error in a table name with a terminal escape]",
+    ),
+    Mutant(
+        "a traceback without --debug",
+        "tadiff_rt/console.py",
+        "    if debug:\n",
+        "    if not debug:\n",
+        f"{CASE}[command N01 0 bytes]",
+    ),
+    Mutant(
+        "what was begun left behind",
+        "tadiff_rt/write.py",
+        "            remove_temporary(self.path)\n            if kind is None:",
+        "            if kind is None:",
+        f"{CASE}[command N01 0 bytes]",
+    ),
+    Mutant(
+        "codes of findings not compared",
+        "tests/corpus/judge.py",
+        "    if run.codes != list(ending.codes):",
+        "    if set(run.codes) != set(ending.codes):",
+        f"{CORPUS}::test_the_judge_of_what_is_refused",
+    ),
+    Mutant(
+        "content of files not compared",
+        "tests/corpus/judge.py",
+        "digest = hashlib.sha256(path.read_bytes()).hexdigest()",
+        'digest = ""',
+        f"{CORPUS}::test_every_change_on_the_disk_is_seen",
+    ),
+    Mutant(
+        "equal results only nearly so",
+        "tests/corpus/results.py",
+        'if how == "close" else 0.0',
+        "if how else 0.0",
+        f"{CORPUS}::test_results_are_compared",
+    ),
+    Mutant(
+        "notes of a result not compared",
+        "tests/corpus/judge.py",
+        "    if ending.no_note and run.result.notes != like.notes:",
+        "    if ending.no_note and not run.result.notes:",
+        f"{CORPUS}::test_the_judge_of_other_endings",
+    ),
+    Mutant(
+        "affines of results on the same axes not compared",
+        "tests/corpus/results.py",
+        "        if not np.allclose(here, there, atol=1e-4):",
+        "        if not np.allclose(here, there, atol=1):",
+        f"{CORPUS}::test_results_are_compared",
+    ),
+    Mutant(
+        "any exception of the fuzz taken for a finding",
+        "tests/corpus/fuzz.py",
+        "        except InputDataError as error:\n            codes.append(error.code)",
+        '        except Exception as error:\n            codes.append(getattr(error, "code", ""))',
+        f"{CORPUS}::test_the_fuzz_sees_what_should_not_be",
+    ),
+    Mutant(
+        "memory of a fork not measured",
+        "tests/corpus/server.py",
+        'usage.ru_maxrss / 1024 - outcome.pop("before_mb")',
+        '0 * usage.ru_maxrss - outcome.pop("before_mb")',
+        f"{CORPUS}::test_what_happens_to_a_fork_is_told",
+    ),
+    Mutant(
+        "files that the manifest does not name accepted",
+        "tests/corpus/results.py",
+        "for name in digests.keys() | listed if",
+        "for name in digests if",
+        f"{CORPUS}::test_a_torn_result_is_seen",
+    ),
+    Mutant(
+        "a requirement changed without the page",
+        "tests/corpus/tables.py",
+        'table("S12", "a day twice", with_day("30"), "TD3309"',
+        'table("S12", "a day twice", with_day("30"), "TD3399"',
+        f"{CORPUS}::test_the_page_lists_the_cases",
+    ),
+)
