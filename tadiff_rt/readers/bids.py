@@ -29,6 +29,12 @@ COLUMNS = Columns(
     "session_id", "days_from_baseline", "treatment", extra_allowed=True, separator="\t"
 )
 
+_NO_TABLE = ("TD3122", "TD3301", "TD3305")
+FIX_TABLE = (
+    "the table has a row a session and, separated by tabs, the columns session_id (as ses-01), "
+    "days_from_baseline (0 in the first session; no dates) and treatment (CRT, TMZ or none, until "
+    "that session)"
+)
 _NAME = re.compile(r"((?:[a-z]+-[A-Za-z0-9+]+_)+)(T1w|FLAIR|dseg)\.nii(?:\.gz)?")
 _SUFFIX = {"t1": "T1w", "t1c": "ce-gadolinium_T1w", "flair": "FLAIR"}
 
@@ -52,7 +58,12 @@ def read_bids_case(path: Path, options: ReadOptions, *, last: int | None = None)
     found = Found()
     table = f"{subject.name}_sessions.tsv"
     label = f"{subject.name}/{table}"
-    rows = read_rows(subject / table, COLUMNS, options, found.notes, label=label)
+    try:
+        rows = read_rows(subject / table, COLUMNS, options, found.notes, label=label)
+    except TableError as error:
+        for finding in error.findings:
+            finding.fix = FIX_TABLE if finding.code in _NO_TABLE else finding.fix
+        raise
     for row in rows:
         found.listings.append(_list_session(subject, row, options, found.findings, label))
     _check_all_listed(subject, rows, found.findings, label)

@@ -126,13 +126,13 @@ def _read_session(
         try:
             images[modality] = read_volume(file.path, options, file.label, notes=notes)
         except InputDataError as error:
-            findings.extend(error.findings)
+            findings.extend(_advised(error.findings, file))
     if listing.mask:
         file = listing.mask
         try:
             mask = read_volume(file.path, options, file.label, notes=notes)
         except InputDataError as error:
-            findings.extend(error.findings)
+            findings.extend(_advised(error.findings, file))
     return images, mask
 
 
@@ -176,11 +176,18 @@ def with_tumours(
 def _check_present(listing: Listing, findings: list[TadiffError]) -> None:
     """An image that is not needed must still be there: its absence means a wrong table."""
     files = [*listing.images.values(), *([listing.mask] if listing.mask else [])]
-    findings += [
-        TableError("TD3122", "there is no such file", where=file.label)
-        for file in files
-        if not os.path.isfile(file.path)
-    ]
+    for file in files:
+        if not os.path.isfile(file.path):
+            missing = TableError("TD3122", "there is no such file", where=file.label)
+            findings += _advised([missing], file)
+
+
+def _advised(findings: Sequence[TadiffError], file: ImageFile) -> Sequence[TadiffError]:
+    """Findings on a file, with what to do about a path that was copied from Windows."""
+    for finding in findings:
+        if finding.code == "TD3122" and "\\" in file.label and os.sep == "/":
+            finding.fix = "write / between folders, and paths as they are on this machine"
+    return findings
 
 
 def _check_distinct(

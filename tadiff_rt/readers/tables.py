@@ -21,6 +21,8 @@ MAX_BYTES = 1_000_000
 MAX_ROWS = 10_000
 MAX_CELL = 4096
 """Characters; a path may be long, a cell of 200 kB is an attack or another kind of file."""
+MAX_DATE = 64
+"""Characters of a calendar date, with time and zone in words."""
 
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.ASCII | re.IGNORECASE)
@@ -75,7 +77,9 @@ def quoted(text: str, limit: int = 40) -> str:
 
 def date_like(text: str) -> bool:
     """Whether `text` looks like a calendar date, which may identify a patient."""
-    return _DATE.fullmatch(text.strip(" ")) is not None
+    trimmed = text.strip(" ")
+    # The pattern takes time as the square of the length, and a table may hold 250 long cells.
+    return len(trimmed) <= MAX_DATE and _DATE.fullmatch(trimmed) is not None
 
 
 def id_problem(text: str) -> str:

@@ -149,15 +149,15 @@ MUTANTS = (
     Mutant(
         "one scenario is counted for all",
         "tadiff_rt/preview.py",
-        "ready.size.samples * len(ready.slices) * len(ready.scenarios)",
-        "ready.size.samples * len(ready.slices)",
+        "evaluations = rows * scenarios * plan.nfe",
+        "evaluations = rows * plan.nfe",
         PREVIEW,
     ),
     Mutant(
         "results are held once in the estimate",
         "tadiff_rt/preview.py",
-        "results: int = len(ready.scenarios) * (",
-        "results: int = 1 * (",
+        "results: int = len(ready.scenarios) * (forecast",
+        "results: int = 1 * (forecast",
         PREVIEW,
     ),
     Mutant(

@@ -154,6 +154,7 @@ def test_what_was_trained_may_be_said():
         ({"grid": "logsnr"}, "--grid 'logsnr'"),
         ({"grid": "optimised"}, "--grid 'optimised'"),
         ({"round_times": True}, "--round-times"),
+        ({"preset": "fast"}, "--fast"),
         ({"steps": 3, "solver": "ddim", "grid": "logsnr"}, "--grid 'logsnr'"),
     ],
 )
@@ -163,6 +164,7 @@ def test_a_distilled_network_takes_nothing_else(fields, named):
     message = refused.value.message
     assert "distilled to 3 evaluations of ddim" in message
     assert message.endswith(f"got {named}")
+    assert refused.value.fix.startswith(f"leave out {named.split()[0]}, or use the bundle")
     assert TEACHER[:12] in refused.value.fix
 
 

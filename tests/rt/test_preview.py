@@ -2,11 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from tadiff_rt import latin, noise, preview
 from tadiff_rt.certify.analytic import STANDARD_DEVIATIONS, gaussian_run
 from tadiff_rt.cli import app
 from tadiff_rt.cli.words import spread, summary
@@ -70,7 +74,8 @@ def lines(bundle, case_folder, tmp_path):
     said = ["predict", "--engine", str(bundle), "--case", str(case_folder), "--threads", "1"]
 
     def run(line):
-        words = [word.replace("OUT", str(tmp_path / "out")) for word in line.split()]
+        line = line.replace("OUT", str(tmp_path / "out")).replace("CASE", str(case_folder))
+        words = line.split()
         ended = CliRunner().invoke(app, [*said, *words])
         return ended
 
@@ -109,6 +114,10 @@ def test_a_check_says_what_was_understood(lines, case_folder):
         ("-o /", "TD8005"),
         ("--fast --reference", "TD3068"),
         ("--samples 0", "TD3015"),
+        ("--work CASE/work", "TD3055"),
+        ("-o OUT --work OUT/work", "TD3055"),
+        ("--backend none", "TD3050"),
+        ("--backend onnxruntime:fp16", "TD3061"),
     ],
 )
 def test_a_check_finds_what_a_forecast_would(lines, change, code):
@@ -167,6 +176,68 @@ def test_an_estimate_grows_as_the_work_does(bundle, case_folder):
     many = costs(days=["+30", "+60", "+90"], treatments=["TMZ", "CRT", "none"])
     voxels = np.prod(case.sessions[-1].images["t1"].data.shape)
     assert many.memory_bytes - one.memory_bytes >= 8 * 7 * 4 * voxels
+
+
+def test_batches_are_counted_by_scenario_and_padded(bundle, case_folder, monkeypatch):
+    monkeypatch.setattr(preview, "_seconds_a_call", lambda *given: 1.0)
+    forecaster, case = Forecaster.load(bundle, threads=1), read_case(case_folder)
+    asked = {"days": ["+30", "+60"], "treatments": ["TMZ"], "slices": "4:6", "steps": 5}
+    ready = make_ready(forecaster.bundle, case, PredictRequest(**asked, samples=3))
+    # 6 rows a scenario are two batches of 4, not one and a half.
+    assert estimate(forecaster, ready, 0).seconds == 2 * 2 * 5
+
+
+def test_as_many_calls_are_timed_at_once_as_a_forecast_makes(bundle, case_folder):
+    forecaster, case = Forecaster.load(bundle, threads=1), read_case(case_folder)
+    ready = make_ready(forecaster.bundle, case, PredictRequest(days=["+9"], treatments=["TMZ"]))
+    together, denoise = threading.Barrier(3), forecaster.backend.denoise
+
+    def meeting(*given):
+        together.wait(timeout=20)
+        return denoise(*given)
+
+    forecaster.backend.denoise = meeting
+    assert estimate(forecaster, ready, 0, workers=3).seconds > 0
+
+
+def test_noise_that_is_kept_is_counted(bundle, case_folder):
+    forecaster, case = Forecaster.load(bundle, threads=1), read_case(case_folder)
+    asked = {"days": ["+9"], "treatments": ["TMZ"], "samples": 100}
+    needed = [
+        preview._bytes_to_come(
+            make_ready(forecaster.bundle, case, PredictRequest(**asked, **how)), 4, 1
+        )
+        for how in ({}, {"coherence": 0.9}, {"latin": True})
+    ]
+    kept = noise._cached_normal.cache_parameters()["maxsize"]
+    assert needed[1] - needed[0] == kept * 3 * 32 * 32 * 4
+    assert needed[2] - needed[0] >= latin._strata(0, 0, 100, 3 * 32 * 32 // 4).nbytes
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from tadiff_rt.case import ReadOptions
+from tadiff_rt.commands import Running, check_case, estimate_request, predict_to_folder
+from tadiff_rt.request import PredictRequest
+
+bundle, case, out = map(Path, sys.argv[1:])
+request = PredictRequest(
+    days=["+30"], treatments=["TMZ", "none"], samples=8, steps=2, slices="4:8"
+)
+running = Running(threads=1, workers=2)
+ready = check_case(bundle, case, None, request, ReadOptions(), running=running)
+said = estimate_request(bundle, ready, request, running).memory_bytes
+predict_to_folder(bundle, case, out, request, options=ReadOptions(), running=running, report=True)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak * (1 if sys.platform == "darwin" else 1024), said)
+"""
+
+
+def test_a_forecast_takes_no_more_memory_than_was_said(bundle, case_folder, tmp_path):
+    words = [sys.executable, "-c", MEASURED, *map(str, (bundle, case_folder, tmp_path / "out"))]
+    peak, said = map(int, subprocess.check_output(words, text=True).split())
+    assert peak <= said < 2 * peak
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,42 @@ def test_a_missing_file_of_a_session_that_is_not_needed_is_reported(manifest):
     assert [code for code, _ in findings(manifest, last=1)] == ["TD3122"]
 
 
+@pytest.mark.skipif(os.sep != "/", reason="paths of Windows are paths here")
+@pytest.mark.parametrize("last", [1, 2])
+def test_paths_copied_from_windows_are_told_how_to_be_written(manifest, last):
+    manifest.write_text(manifest.read_text().replace("s0/", "s0\\").replace("v1,84", "v1,85"))
+    with pytest.raises(TadiffError) as caught:
+        read_case(manifest, last=last)
+    assert [finding.code for finding in caught.value.findings] == ["TD3122"] * 3
+    assert all("write / between folders" in finding.fix for finding in caught.value.findings)
+    manifest.write_text(manifest.read_text().replace("\\", "/no-"))
+    with pytest.raises(TadiffError) as caught:
+        read_case(manifest, last=last)
+    assert not any(finding.fix for finding in caught.value.findings)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (None, "TD3122"),
+        ("session_id\tacq_time\n", "TD3301"),
+        ("session_id\tacq_time\nses-01\tx\n", "TD3305"),
+    ],
+)
+def test_a_bids_table_that_is_not_there_is_described(bids, text, code):
+    subject = bids[0] / "sub-17"
+    table = subject / "sub-17_sessions.tsv"
+    table.unlink()
+    if text is not None:
+        table.write_text(text)
+    with pytest.raises(TadiffError, match=code) as caught:
+        read_case(subject)
+    assert all(
+        column in caught.value.fix
+        for column in ("session_id", "days_from_baseline", "treatment (CRT, TMZ or none")
+    )
+
+
 @pytest.mark.parametrize("link", [False, True], ids=["same-name", "symbolic-link"])
 def test_one_file_for_two_modalities_is_refused_unless_allowed(manifest, link):
     """A06."""

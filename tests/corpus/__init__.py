@@ -1,0 +1,1 @@
+"""Bad and odd inputs, each made from one small phantom, run in three ways and judged alike."""
