@@ -142,7 +142,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Removes a folder under its temporary name, if it is there; a signal does not cut it short."""
+    """Removes a folder under its temporary name, if it is there; no signal cuts it short."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
     except BaseException:

@@ -21,7 +21,6 @@ from tadiff_rt.errors import (
     printable,
 )
 
-
 REPEAT_S = 5.0
 """A signal so soon after the last does not break into the clean-up: launchers send on what the
 terminal has sent already, and people press Ctrl-C twice."""
@@ -103,7 +102,8 @@ def _invoke(app: Any, command: str, arguments: list[str]) -> int:
     import typer
 
     parser = typer.main.get_command(app)
-    if not arguments:
+    completing = f"_{command}_COMPLETE".replace("-", "_").upper() in os.environ
+    if not arguments and not completing:
         with parser.make_context(command, [], resilient_parsing=True) as context:
             say(parser.get_help(context))
         return UsageError.exit_code
