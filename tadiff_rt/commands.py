@@ -7,7 +7,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from tadiff_rt.backends import available_cores
+from tadiff_rt.backends import AUTO, available_cores, find_artefact
 from tadiff_rt.batches import Progress
 from tadiff_rt.bundle import open_bundle
 from tadiff_rt.case import MODALITIES, Case, ReadOptions
@@ -80,7 +80,7 @@ def predict_to_folder(
     request.check()
     check_subject(subject)
     check_drawing()
-    _check_apart(running.work, out, [case_path, Path(engine)])
+    _check_apart(running.work, [out, case_path, Path(engine)])
     inputs = [case_path, engine]
     with ResultFolder(out, overwrite=overwrite, inputs=inputs, manifest=MANIFEST) as result:
         forecaster = running.load(engine)
@@ -117,21 +117,27 @@ def check_case(
     request: PredictRequest,
     options: ReadOptions,
     *,
+    running: Running,
     overwrite: bool = False,
     subject: str = "",
 ) -> Ready:
     """Every check of the bundle, the case, the request and the place of the result.
 
-    No network is loaded and nothing is written.
+    No network is loaded and nothing is written: whether the backend runs on this machine and what
+    a work folder holds is seen later.
     """
     request.check()
     check_subject(subject)
+    check_drawing()
+    _check_apart(running.work, [*([out] if out else []), case_path, Path(engine)])
     if out is not None:
         place = ResultFolder(
             out, overwrite=overwrite, inputs=[case_path, engine], manifest=MANIFEST
         )
         place.check()
     bundle = open_bundle(engine)
+    if running.backend != AUTO:
+        find_artefact(running.backend, bundle)
     return make_ready(bundle, read_case(case_path, options, last=NUM_SOURCES), request)
 
 
@@ -226,11 +232,11 @@ def _complete(
     result.complete({**report, "files": result.files()})
 
 
-def _check_apart(work: Path | None, out: Path, inputs: Sequence[Path]) -> None:
+def _check_apart(work: Path | None, folders: Sequence[Path]) -> None:
     """UsageError TD3055 for a work folder in the result or in an input, before anything runs."""
     if work is None:
         return
-    for folder in (out, *inputs):
+    for folder in folders:
         if work.resolve().is_relative_to(folder.resolve()):
             what = f"the work folder lies in {printable(str(folder))}"
             raise UsageError("TD3055", what, where="--work", fix="give a folder of its own")

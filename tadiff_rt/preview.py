@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +20,10 @@ from tadiff_rt.report import counted, session_report, without_names
 
 FLOAT = 4
 """Bytes."""
+COHERENT_DRAWS = 640
+"""That `noise` keeps for neighbouring slices."""
+HEADROOM_BYTES = 64 << 20
+"""For pictures and the page, and what the allocator holds back."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,17 @@ def duration(seconds: float) -> str:
 def estimate(
     forecaster: Forecaster, ready: Ready, result_bytes: int, workers: int = 1
 ) -> Estimate:
-    """Times one batch of the network on the first slice and counts the rest.
+    """Times one batch of the network on the first slice, one a worker at once, counts the rest.
 
     The time is that of the loop on the host: on a GPU the loop on the device is faster. Memory is
-    what the process has taken at its peak so far, which includes the network's own, and what
-    `BatchRunner`, `run_ensemble` and the results say they take.
+    what the process has taken at its peak so far, which includes the network's own, what
+    `BatchRunner`, `run_ensemble`, `noise` and the results say they take, and `HEADROOM_BYTES`.
     """
     backend, plan = forecaster.backend, ready.sampling.plan
-    rows = ready.size.samples * len(ready.slices) * len(ready.scenarios)
-    evaluations = rows * plan.nfe
-    calls = math.ceil(rows / backend.batch) * plan.nfe
+    # A batch is of one scenario; its last one may be padded.
+    rows, scenarios = ready.size.samples * len(ready.slices), len(ready.scenarios)
+    evaluations = rows * scenarios * plan.nfe
+    calls = math.ceil(rows / backend.batch) * scenarios * plan.nfe
     return Estimate(
         scenarios=len(ready.scenarios),
         samples=ready.size.samples,
@@ -86,43 +92,50 @@ def estimate(
         slices=ready.slices,
         network_evaluations=evaluations,
         bucket=backend.batch,
-        seconds=calls * _seconds_a_call(forecaster, ready) / workers,
+        seconds=calls * _seconds_a_call(forecaster, ready, workers),
         memory_bytes=_peak_bytes() + _bytes_to_come(ready, backend.batch, workers),
         result_bytes=result_bytes,
         backend=backend.description,
     )
 
 
-def _seconds_a_call(forecaster: Forecaster, ready: Ready) -> float:
+def _seconds_a_call(forecaster: Forecaster, ready: Ready, workers: int) -> float:
+    """With `workers` calls at once, as in a forecast: each takes memory and its share of cores."""
     backend, plan = forecaster.backend, ready.sampling.plan
     codes = forecaster.bundle.manifest.card.treatments
     shifts = backend.condition(plan.t, *conditions(ready.sources, ready.scenarios[0], codes))
     sources = ready.prepared.sources[[ready.slices[0]] * backend.batch]
     x = np.zeros((backend.batch, len(MODALITIES), *sources.shape[2:]), np.float32)
     seconds = []
-    for _ in range(3):  # the first also sets up
-        start = time.perf_counter()
-        backend.denoise(sources, x, shifts[:1])
-        seconds.append(time.perf_counter() - start)
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in range(3):  # the first also sets up
+            start = time.perf_counter()
+            calls = [pool.submit(backend.denoise, sources, x, shifts[:1]) for _ in range(workers)]
+            for call in calls:
+                call.result()
+            seconds.append((time.perf_counter() - start) / workers)
     return min(seconds)
 
 
 def _bytes_to_come(ready: Ready, batch: int, workers: int) -> int:
     depth, _, height, width = map(int, ready.prepared.sources.shape)
     image = height * width * FLOAT
-    history = ready.sampling.plan.history
+    history, noise, samples = ready.sampling.plan.history, ready.sampling.noise, ready.size.samples
     batches = workers * (batch * (51 + 3 * history) + 18) + 14 * batch
+    drawn = len(MODALITIES) * (COHERENT_DRAWS if noise.coherence else (noise.latin or 0))
     # With the number of samples left open every slice stays open.
     is_open = len(ready.slices) if ready.size.volume_ci else 1
     statistics = 2 * (12 * is_open + 18)  # float64
-    volumes = 2 * len(MODALITIES) + 1  # mean, spread, probability
     voxels = int(ready.sources[-1].images[MODALITIES[0]].data.size)
-    kept = ready.size.samples * len(ready.slices) * image // FLOAT
-    results: int = len(ready.scenarios) * (
-        volumes * (depth * image + voxels * FLOAT) + (kept if len(ready.scenarios) > 1 else 0)
-    )
-    writing = 4 * voxels * FLOAT  # a volume, its copies in the file's form, and the file
-    return (batches + statistics) * image + results + writing
+    stack, volume = depth * image, voxels * FLOAT  # on the network's grid, on the patient's
+    forecast = (2 * len(MODALITIES) + 1) * (stack + volume)  # mean, spread, probability
+    kept = samples * len(ready.slices) * image // FLOAT
+    treatments = len({scenario.treatment for scenario in ready.scenarios})
+    more = kept + 2 * volume if treatments > 1 else 0  # a difference and its spread
+    mapping = len(MODALITIES) * (2 * stack + volume) + 3 * max(stack, volume)  # float64, and back
+    writing = 4 * volume  # a volume, its copies in the file's form, and the file
+    results: int = len(ready.scenarios) * (forecast + more) + mapping + writing
+    return (batches + drawn + statistics) * image + results + HEADROOM_BYTES
 
 
 def _peak_bytes() -> int:

@@ -144,8 +144,8 @@ class SamplingRequest:
                 f"{sampler.solver} at levels of its own, and can do nothing else; got "
                 f"{', '.join(other)}",
                 where=other[0].split()[0],
-                fix="leave out --steps, --solver, --grid and --round-times, or use the bundle of "
-                f"its teacher, weights {sampler.teacher_sha256[:12]}",
+                fix=f"leave out {', '.join(word.split()[0] for word in other)}, or use the bundle "
+                f"of its teacher, weights {sampler.teacher_sha256[:12]}",
             )
         return replace(self, steps=len(sampler.times), solver=sampler.solver, grid=DISTILLED)
 

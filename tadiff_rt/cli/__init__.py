@@ -28,7 +28,7 @@ app.command(cls=SeveralWords)(predict)
 @app.command()
 def demo(
     out: Out = Path("demo"),
-    samples: Annotated[str, typer.Option(help="Ensemble members of each forecast.")] = "4",
+    samples: Annotated[str, typer.Option(help="Ensemble members of each forecast.")] = "3",
     threads: Threads = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a result.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,

@@ -235,7 +235,14 @@ def predict(
     running = Running(backend=backend, threads=threads, workers=workers, work=work)
     if check or dry_run:
         ready = check_case(
-            engine, case, out, request, options, overwrite=overwrite, subject=subject
+            engine,
+            case,
+            out,
+            request,
+            options,
+            running=running,
+            overwrite=overwrite,
+            subject=subject,
         )
         costs = None
         if dry_run:
