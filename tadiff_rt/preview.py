@@ -53,8 +53,8 @@ class Estimate:
             f"{counted(self.scenarios, 'scenario')}, {counted(self.samples, 'sample')} of "
             f"{counted(self.steps, 'evaluation')}, {counted(len(self.slices), 'slice')} "
             f"({first} to {last})",
-            f"{self.network_evaluations} network evaluations, {self.bucket} at a time on "
-            f"{self.backend}: about {duration(self.seconds)}",
+            f"{counted(self.network_evaluations, 'network evaluation')}, {self.bucket} at a time "
+            f"on {self.backend}: about {duration(self.seconds)}",
             f"memory: at most about {self.memory_bytes / 1e6:.0f} MB; "
             f"result: at most {self.result_bytes / 1e6:.0f} MB on disk",
         ]

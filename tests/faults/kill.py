@@ -35,10 +35,11 @@ def kills(setting: Setting, runs: int, seed: int) -> Counter[str]:
     rng = np.random.default_rng(seed)
     unbroken, earlier = setting.place("unbroken"), setting.place("earlier")
     assert setting.server.run(setting.plain(earlier, *OTHER)).code == 0
-    # The shortest, since other processes disturb: later moments would miss the run.
     argv = setting.forecast(unbroken, "--overwrite")
-    undisturbed = min(setting.server.run(argv) for _ in range(3))
-    assert undisturbed.code == 0
+    runs_alone = [setting.server.run(argv) for _ in range(3)]
+    assert [ended.code for ended in runs_alone] == [0, 0, 0]
+    # The shortest: other processes disturb, and later moments would miss the run.
+    seconds = min(ended.seconds for ended in runs_alone)
     wanted = check.content(unbroken / "out")
     assert wanted != check.content(earlier / "out")
     found: Counter[str] = Counter()
@@ -48,7 +49,7 @@ def kills(setting: Setting, runs: int, seed: int) -> Counter[str]:
             shutil.copytree(earlier / "out", place / "out")
         argv = setting.forecast(place, *(["--overwrite"] if replaces else []))
         pid = setting.server.start(argv)
-        time.sleep(rng.uniform(0, 1.1 * undisturbed.seconds))
+        time.sleep(rng.uniform(0, 1.1 * seconds))
         os.kill(pid, signal.SIGKILL)
         assert setting.server.wait().code in (-signal.SIGKILL, 0)
         found.update(after_kill(place, wanted, check.content(earlier / "out"), replaces))
