@@ -51,7 +51,7 @@ class SliceChoice:
             return np.arange(num_slices)
         chosen = has_brain if self.kind == "brain" else has_tumour
         if chosen is None:
-            what = "slices with tumour are asked for and no session has a mask"
+            what = "slices with tumour are asked for and not every source session has a mask"
             raise UsageError("TD3020", what, where="--slices", fix="pass --slices brain")
         if not chosen.any():
             fix = "pass --slices all" if self.kind == "brain" else "pass --slices brain"

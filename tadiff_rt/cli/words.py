@@ -1,12 +1,13 @@
 """Options that take several words, what the shell completes, and the lines that commands print."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from typer.core import TyperCommand
 
-from tadiff_rt.errors import printable
+from tadiff_rt.errors import UsageError, printable
 
 SEVERAL = ("--day", "--treatment")
 """Options with one or more values: `--day +30 +90`."""
@@ -18,7 +19,17 @@ class SeveralWords(TyperCommand):
     """A command whose options SEVERAL take every word up to the next option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """See `click.Command.parse_args`."""
+        """See `click.Command.parse_args`.
+
+        Raises:
+            UsageError: TD3000, one of SEVERAL has no value: the parser would take the next option
+                for it.
+        """
+        if not ctx.resilient_parsing:  # as it is while the shell completes
+            for word, after in pairwise([*args, "--"]):
+                if word in SEVERAL and (after.startswith("--") or after in ("-o", "-q")):
+                    what = f"Option {word!r} requires an argument."
+                    raise UsageError("TD3000", what, fix="see `tadiff-rt predict --help`")
         return super().parse_args(ctx, spread(args))
 
 

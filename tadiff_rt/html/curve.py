@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from tadiff_rt.growth_curve import covers_known_tumour
 from tadiff_rt.html import words
 from tadiff_rt.html.nodes import Node, node
 from tadiff_rt.panels import warning
@@ -147,8 +148,9 @@ def _forecast(
 ) -> tuple[Node, tuple[float, float]]:
     """A treatment's means, intervals and samples; and where its curve ends."""
     group = node("g", class_=f"treatment t{i % len(SYMBOLS)}")
-    start = [(axes.x(last.day), axes.y(last.volume_ml))] if last and last.volume_ml else []
-    points = list(start)
+    points = []
+    if last and last.volume_ml is not None and covers_known_tumour(comparison.first):
+        points.append((axes.x(last.day), axes.y(last.volume_ml)))
     for scenario in (s for s in comparison.forecasts if s.treatment == treatment):
         volume = comparison.forecasts[scenario].volume_ml
         x, y = axes.x(scenario.day) + shift, axes.y(volume.mean_ml)
@@ -209,6 +211,11 @@ def legend(comparison: Comparison) -> str:
         if known
         else "No tumour masks were given: the volumes of past scans are not known. "
     )
+    if known and not covers_known_tumour(comparison.first):
+        past += (
+            "The slices that were forecast hold only part of the segmented tumour: their volumes "
+            "cannot be compared with those of the scans. "
+        )
     level = words.percent(comparison.first.volume_ml.level)
     return (
         f"{past}Forecasts: the mean of the samples (large mark), each sample (small dots) and the "

@@ -164,7 +164,8 @@ def open_regular(path: str | os.PathLike[str], label: str) -> int:
         if isinstance(error, OSError) and _exists(path):
             raise _not_regular(label) from error
         reason = getattr(error, "strerror", None) or str(error)
-        raise NiftiError("TD3122", f"there is no such file: {reason}", where=label) from error
+        why = "" if isinstance(error, FileNotFoundError) else f": {reason}"
+        raise NiftiError("TD3122", f"there is no such file{why}", where=label) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise _not_regular(label)

@@ -75,8 +75,8 @@ MUTANTS = (
     Mutant(
         "a message that the page does not know",
         "tadiff_rt/slices.py",
-        "slices with tumour are asked for and no session has a mask",
-        "no session has a mask",
+        "slices with tumour are asked for and not every source session has a mask",
+        "not every session has a mask",
         f"{ERRORS}::test_the_committed_tables_are_those_of_the_source",
     ),
     Mutant(

@@ -360,9 +360,8 @@ def test_the_fuzz_sees_what_should_not_be(read, what, data, monkeypatch):
 
 
 def test_the_script_runs_what_it_is_asked_for(bundle, capfd):
-    asked = ["S10", "--mode", "api", "--mode", "command", "--engine", str(bundle)]
-    assert main(asked) == 0
+    assert main(["S10", "--mode", "api", "--engine", str(bundle)]) == 0
     err = capfd.readouterr().err
     assert "api: 1 cases" in err
-    assert "command: 1 cases" in err
+    assert "command" not in err
     assert err.endswith("0 runs did not end as required\n")

@@ -16,7 +16,7 @@ import pytest
 from skimage.measure import block_reduce
 
 from tadiff_rt.html import report_html, words
-from tadiff_rt.html.curve import ticks
+from tadiff_rt.html.curve import growth_curve, legend, ticks
 from tadiff_rt.html.page import MAX_BYTES
 from tadiff_rt.html.viewer import DETAILS, IMAGE_LEVELS, SHARE_LEVELS, Detail, viewer_data
 from tadiff_rt.html.voxels import bounding_box
@@ -432,6 +432,27 @@ def scale(page: Page, name: str, axis: str) -> np.poly1d:
         if a["class"] == name
     ]
     return np.poly1d(np.polyfit(*zip(*ticks, strict=True), 1))
+
+
+def test_volumes_of_other_slices_are_not_joined():
+    """The forecast of a part of the tumour does not go on from the whole of it."""
+    whole = made_up_comparison()
+    held = tuple(whole.first.slices)
+    tumour = whole.first.prepared.masks[-1].any(axis=(1, 2)).nonzero()[0].tolist()
+    part = dataclasses.replace(
+        whole,
+        forecasts={
+            scenario: dataclasses.replace(forecast, slices=(tumour[0],))
+            for scenario, forecast in whole.forecasts.items()
+        },
+    )
+    assert set(tumour) <= set(held)
+    assert len(tumour) > 1
+    for comparison, points in ((whole, 3), (part, 2)):
+        curve = growth_curve(comparison)
+        lines = [n.get("points") for n in curve.iter("polyline") if n.get("class") == "mean"]
+        assert [len(line.split()) for line in lines] == [points] * 2
+        assert ("only part" in legend(comparison)) == (comparison is part)
 
 
 def test_the_curve_shows_the_volumes_on_their_days(comparison, page):
