@@ -1,6 +1,7 @@
 """What the three commands share: errors to exit codes, progress on stderr, clean endings."""
 
 import json
+import mmap
 import os
 import signal
 import sys
@@ -24,6 +25,10 @@ from tadiff_rt.errors import (
 REPEAT_S = 5.0
 """A signal so soon after the last does not break into the clean-up: launchers send on what the
 terminal has sent already, and people press Ctrl-C twice."""
+
+RESERVE_BYTES = 128 << 20
+"""To be had at the start, or a command is refused: with less, libraries end the process by
+themselves, without a word, when an allocation fails. A small forecast takes more."""
 
 
 def run_app(app: Any, command: str, argv: list[str] | None = None) -> NoReturn:
@@ -99,6 +104,9 @@ def _take_signals() -> list[int]:
 
 
 def _invoke(app: Any, command: str, arguments: list[str]) -> int:
+    if not _memory_is_left():
+        what = f"less than {RESERVE_BYTES >> 20} MiB of memory can be had"
+        raise ResourceError("TD7001", what, fix="free memory, or raise the limit (ulimit -v)")
     import typer
 
     parser = typer.main.get_command(app)
@@ -127,12 +135,20 @@ def _failed(error: Exception, command: str, as_json: bool, debug: bool) -> int:
     """Says what went wrong; returns the exit code for it."""
     if debug:
         traceback.print_exception(error)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or not (isinstance(error, TadiffError) or _memory_is_left()):
         error = ResourceError("TD7001", "out of memory", fix="use fewer slices")
     elif not isinstance(error, TadiffError):
         error = _internal(error)
     report(error, command, as_json)
     return error.exit_code
+
+
+def _memory_is_left() -> bool:
+    try:
+        mmap.mmap(-1, RESERVE_BYTES).close()
+    except OSError:
+        return False
+    return True
 
 
 def _internal(error: Exception) -> TadiffError:

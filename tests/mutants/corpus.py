@@ -11,7 +11,7 @@ MUTANTS = (
         f"{R}/nifti.py",
         "    source.finish()\n",
         "",
-        f"{CASE}[command N05 checksum of the gzip]",
+        f"{CASE}[api N07 a byte after plain data]",
     ),
     Mutant(
         "voxels counted after they are read",

@@ -119,6 +119,20 @@ MUTANTS = (
         f"{ENDINGS}::test_a_rename_that_fails",
     ),
     Mutant(
+        "a command that begins without memory",
+        "tadiff_rt/console.py",
+        "    if not _memory_is_left():\n",
+        "    if not RESERVE_BYTES:\n",
+        f"{ENDINGS}::test_no_memory_at_the_start",
+    ),
+    Mutant(
+        "an error without memory taken for a bug",
+        "tadiff_rt/console.py",
+        "isinstance(error, TadiffError) or _memory_is_left()",
+        "isinstance(error, Exception) or _memory_is_left()",
+        f"{ENDINGS}::test_an_error_of_any_kind_without_memory_is_one_of_memory",
+    ),
+    Mutant(
         "temporaries of dead processes left",
         "tadiff_rt/write.py",
         "            clean_leftovers(self.target.parent)\n",

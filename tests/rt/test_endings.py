@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 
 import tadiff_rt
+from tadiff_rt import console
 from tadiff_rt.journal import Journal, discard_journal
 from tests.faults import check, interrupts, kill, memory, order, steps
 from tests.faults.server import Ended, ForkServer, session_members
@@ -377,6 +378,24 @@ def test_a_signal_to_a_fresh_process(after_s, number, setting):
 
 
 # Memory, descriptors, order.
+
+
+def test_no_memory_at_the_start(setting):
+    """F07: before any library is asked for what it cannot do."""
+    place = setting.place("none")
+    fault = ("limit", {"name": "RLIMIT_AS", "soft": 64 << 20, "above_present": True})
+    ended = setting.server.run(setting.forecast(place), fault, ("no_engine", {}))
+    assert (ended.code, codes(ended)) == (7, ["TD7001"]), ended
+    assert "less than 128 MiB of memory can be had" in ended.err
+    assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize(("left", "code"), [(True, 70), (False, 7)])
+def test_an_error_of_any_kind_without_memory_is_one_of_memory(left, code, monkeypatch, capsys):
+    """F07: as matplotlib and Python itself fail then, by an ImportError or a SystemError."""
+    monkeypatch.setattr(console, "_memory_is_left", lambda: left)
+    assert console._failed(SystemError("returned NULL"), "tadiff-rt", False, False) == code
+    assert ("TD7001" in capsys.readouterr().err) != left
 
 
 @pytest.mark.slow
