@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tadiff_rt.console import progress_bar, run_app, say, tell
+from tadiff_rt.console import progress_bar, run_main, say, tell
 from tadiff_rt.errors import EngineError, printable
 
 HELP = """Turn a TaDiff checkpoint into an engine bundle, and prove that the bundle computes it.
@@ -193,4 +193,4 @@ def _each_once(values: Sequence[str]) -> tuple[str, ...]:
 
 def main() -> None:
     """Entry point of `tadiff-export`."""
-    run_app(app, "tadiff-export", spread(sys.argv[1:]))
+    run_main(app, "tadiff-export", spread(sys.argv[1:]))

@@ -22,6 +22,9 @@ from tadiff_rt.errors import (
     printable,
 )
 
+BY_SIGNAL = tuple(128 + n for n in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
+"""Exit codes of a command that a signal ended."""
+
 REPEAT_S = 5.0
 """A signal so soon after the last does not break into the clean-up: launchers send on what the
 terminal has sent already, and people press Ctrl-C twice."""
@@ -58,6 +61,24 @@ def run_app(app: Any, command: str, argv: list[str] | None = None) -> NoReturn:
     except OSError:  # said before, or the reader has gone and nothing is wrong
         _silence_stdout()
     raise SystemExit(code)
+
+
+def run_main(app: Any, command: str, argv: list[str] | None = None) -> NoReturn:
+    """`run_app` as the whole life of a process.
+
+    After a signal the interpreter is not taken down in order: what an interrupted library has left
+    half started, threads among it, can crash that.
+    """
+    try:
+        run_app(app, command, argv)
+    except SystemExit as end:
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # it is over
+        if end.code in BY_SIGNAL:
+            with suppress(OSError):
+                sys.stderr.flush()
+            os._exit(end.code)
+        raise
 
 
 def _open_standard_streams() -> None:

@@ -2,7 +2,7 @@
 
 import typer
 
-from tadiff_rt.console import run_app
+from tadiff_rt.console import run_main
 from tadiff_train.commands.distill import distill
 from tadiff_train.commands.evaluate import evaluate
 from tadiff_train.commands.fit import fit
@@ -22,4 +22,4 @@ for command in (phantom, inspect, fit, evaluate, distill):
 
 def main() -> None:
     """Entry point of `tadiff-train`."""
-    run_app(app, "tadiff-train")
+    run_main(app, "tadiff-train")

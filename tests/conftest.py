@@ -24,11 +24,30 @@ SIZE = 32
 SPACING_MM = 2.0
 
 
+THOROUGH = ("test_corpus.py", "test_endings.py")
+"""Files whose slow tests take about ten minutes together."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("TADIFF_THOROUGH"):
+        skip = pytest.mark.skip(reason="takes long: TADIFF_THOROUGH=1")
+        for item in items:
+            if item.path.name in THOROUGH and item.get_closest_marker("slow"):
+                item.add_marker(skip)
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not torch.cuda.is_available():
         for item in gpu:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _own_signals():
+    """A command owns its process and takes its signals over; a test does not."""
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

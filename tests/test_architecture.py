@@ -1,6 +1,7 @@
 """Which package may import which, what `import tadiff_rt` may drag in, and codes of errors."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -132,3 +133,12 @@ def test_error_codes_lie_in_the_range_of_their_exit_code():
     for code, names in found.items():
         exits = {getattr(errors, name).exit_code for name in names}
         assert exits <= RANGES[code[:4]], f"{code} is raised with {sorted(names)}"
+
+
+def test_nothing_is_reported_to_anybody(tmp_path):
+    """onnxruntime would keep an identity of the machine in the user's home."""
+    places = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    program = "import tadiff_rt, tadiff_rt.backends.ort"
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment | places)
+    assert list(tmp_path.rglob("*")) == []

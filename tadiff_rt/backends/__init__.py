@@ -197,6 +197,9 @@ def unavailable(name: str) -> str:
     try:
         reason: str = importlib.import_module(kind.module).unavailable(name)
     except ImportError as e:  # installed, and broken
+        # What the loader of libraries says without memory; where it may not execute, it adds that.
+        if str(e).endswith("failed to map segment from shared object"):
+            raise no_memory_to_load(packages) from None
         return f"{packages} cannot be imported: {str(e)[:200]}"
     return reason
 
@@ -207,6 +210,13 @@ def no_memory(runtime: str, rows: int, reason: Exception) -> ResourceError:
         "TD7001",
         f"{runtime} could not run a batch of {rows}: {str(reason)[:200]}",
         fix="free memory, use fewer workers, or export with a smaller --batch",
+    )
+
+
+def no_memory_to_load(what: str) -> ResourceError:
+    """What is raised where there is no memory for a library or a session."""
+    return ResourceError(
+        "TD7001", f"out of memory while loading {what}", fix="free memory, or raise the limit"
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from tadiff_rt.backends import no_memory
+from tadiff_rt.backends import no_memory, no_memory_to_load
 from tadiff_rt.bundle import Bundle
 from tadiff_rt.certificate import Precision
 from tadiff_rt.errors import EngineError
@@ -203,6 +203,8 @@ def session(
     try:
         loaded = ort.InferenceSession(data, options or session_options(1), providers=[*providers])
     except Exception as e:  # onnxruntime's exceptions share no base class
+        if "bad_alloc" in str(e):
+            raise no_memory_to_load(artefact.file) from None
         raise EngineError(
             "TD5013",
             f"onnxruntime {ort.__version__} cannot load {artefact.file}: {str(e)[:300]}",

@@ -10,7 +10,7 @@ from tadiff_rt.cli.certify import certify
 from tadiff_rt.cli.options import Out, Threads
 from tadiff_rt.cli.predict import predict
 from tadiff_rt.cli.words import SeveralWords, summary, written
-from tadiff_rt.console import progress_bar, run_app, tell
+from tadiff_rt.console import progress_bar, run_main, tell
 from tadiff_rt.errors import printable
 
 app = typer.Typer(
@@ -75,4 +75,4 @@ def root(
 
 def main() -> None:
     """Entry point of `tadiff-rt`."""
-    run_app(app, "tadiff-rt")
+    run_main(app, "tadiff-rt")

@@ -26,7 +26,7 @@ class SeveralWords(TyperCommand):
                 for it.
         """
         if not ctx.resilient_parsing:  # as it is while the shell completes
-            for word, after in pairwise([*args, "--"]):
+            for word, after in pairwise(args):
                 if word in SEVERAL and (after.startswith("--") or after in ("-o", "-q")):
                     what = f"Option {word!r} requires an argument."
                     raise UsageError("TD3000", what, fix="see `tadiff-rt predict --help`")

@@ -70,9 +70,9 @@ class Asker:
         stdin.flush()
         line = stdout.readline()
         if not line:
-            raise RuntimeError(
-                f"the child ended at {case.key}:\n{self._errors.read_text()[-3000:]}"
-            )
+            code = self._process.wait(timeout=60)
+            what = self._errors.read_text()[-3000:]
+            raise RuntimeError(f"the child ended with {code} at {case.key}:\n{what}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 

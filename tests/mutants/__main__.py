@@ -20,10 +20,12 @@ from tests.mutants import (
     benchmarks,
     cohort,
     conditioning,
+    corpus,
     derivatives,
     device,
     distill,
     docs,
+    endings,
     ensemble_step,
     evaluation,
     fit,
@@ -64,6 +66,8 @@ KINDS = (
     html,
     input,
     docs,
+    endings,
+    corpus,
 )
 MUTANTS = tuple(mutant for kind in KINDS for mutant in kind.MUTANTS)
 PARTS = ("tadiff_rt", "tadiff_train", "tadiff_export", "kernels", "benchmarks", "tests", "docs")
@@ -77,7 +81,12 @@ def passes(tree: Path, *tests: str) -> bool:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={
+            **os.environ,
+            "TADIFF_THOROUGH": "1",
+            "PYTHONPATH": str(tree),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
     )
     # 2: a fault that a test file cannot be collected with; below 0: one that crashed the process.
     if result.returncode > 2:

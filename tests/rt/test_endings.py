@@ -372,7 +372,8 @@ def test_a_signal_to_a_fresh_process(after_s, number, setting):
     if "init_import_site" not in err:  # Python itself has not begun
         assert process.returncode in (0, interrupts.ENDINGS[number], -number), err
         assert process.returncode < 0 or "Traceback" not in err
-    assert check.whole(place / "out") == (process.returncode == 0)
+    # A signal may come when all is written.
+    assert check.whole(place / "out") or process.returncode != 0
     assert check.temporaries(place) == []
     assert session_members(process.pid) == []
 
