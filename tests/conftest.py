@@ -17,9 +17,6 @@ if not torch.cuda.is_available():
     # parts of PyTorch do.
     os.environ["TRITON_INTERPRET"] = "1"
 
-# A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 SIZE = 32
 SPACING_MM = 2.0
 
@@ -40,14 +37,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
-@pytest.fixture(autouse=True)
-def _own_signals():
-    """A command owns its process and takes its signals over; a test does not."""
-    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
+# A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that.
+HANDLERS = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
+
+
+def usual_signals() -> None:
+    for number, handler in HANDLERS.items():
         signal.signal(number, handler)
+
+
+usual_signals()
+
+
+@pytest.fixture(autouse=True)
+def _usual_signals():
+    """A command owns its process and takes its signals over; in a test they go back.
+
+    Set before as well as after: fixtures of modules run commands too, before this one.
+    """
+    usual_signals()
+    yield
+    usual_signals()
 
 
 @pytest.fixture(scope="session")
