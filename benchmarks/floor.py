@@ -1,6 +1,7 @@
 """What nothing can be faster than: bytes and arithmetic at the rates that were measured."""
 
 import json
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import row
+from benchmarks.harness import row, run_in_turns
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+PRODUCT_SIZE, COPY_BYTES = 2048, 256 << 20
+"""Of the rates of a CPU."""
 
 Row = dict[str, Any]
 
@@ -58,6 +62,33 @@ class Roofline:
             )
         rates = {dtype: found[f"product {dtype}"]["flops_per_s"] for dtype in DTYPES}
         return cls(found["copy"]["bytes_per_s"], rates)
+
+    @classmethod
+    def of_this_cpu(cls, threads: int) -> "Roofline":
+        """Measured now, by PyTorch, in fp32: a large copy and a large matrix product."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            a, b = torch.rand(2, PRODUCT_SIZE, PRODUCT_SIZE)
+            image, copied = torch.rand(2, COPY_BYTES // 4)
+            seconds = run_in_turns(
+                {"product": lambda: a @ b, "copy": lambda: copied.copy_(image)}, 7
+            )
+        finally:
+            torch.set_num_threads(before)
+        product, copy = (statistics.median(seconds[name]) for name in ("product", "copy"))
+        return cls(2 * COPY_BYTES / copy, {"fp32": 2 * PRODUCT_SIZE**3 / product})
+
+    def as_row(self, case: str) -> Row:
+        """The rates themselves, for the table that shows what a share is a share of."""
+        return {
+            "case": case,
+            "contestant": "this machine",
+            "bytes_per_s": float(f"{self.bytes_per_s:.4g}"),
+            "flops_per_s": {k: float(f"{v:.4g}") for k, v in self.flops_per_s.items()},
+            "no_floor": "it is the floor",
+            "quality": "nothing is computed",
+        }
 
     def floor(self, works: Iterable[Work]) -> tuple[float, str]:
         """Milliseconds of `works` one after the other, and what takes most of them."""

@@ -1,4 +1,8 @@
-"""Timing in turns, and rows with the hardware they were measured on."""
+"""Timing in turns, and rows with the hardware they were measured on.
+
+A question of `benchmarks.all` keeps its last run, whole, in results/QUESTION.jsonl (`save`); the
+older files of several questions are added to (`append`).
+"""
 
 import json
 import os
@@ -8,12 +12,17 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
+FLOOR = ("floor_ms", "floor_kind", "roofline_fraction")
+NO_FLOOR = "no_floor"
+QUALITY = "quality"
 PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "triton")
 GPU_FIELDS = {
     "name": "name",
@@ -103,3 +112,41 @@ def append(file: str, rows: list[dict[str, object]], folder: Path = RESULTS) -> 
         for entry in rows:
             out.write(json.dumps({**entry, **origin}) + "\n")
             print(json.dumps(entry))  # noqa: T201
+
+
+def save(question: str, rows: list[dict[str, object]], folder: Path = RESULTS) -> None:
+    """Makes `rows` the run of a question: QUESTION.jsonl in `folder`, in place of the last run.
+
+    Every row names its `case` and `contestant`, holds the columns FLOOR or says in NO_FLOOR why
+    there is none, and says in QUALITY what its result is worth: columns, or words such as "the
+    same bytes as one worker".
+
+    Raises:
+        ValueError: a row lacks one of these, or two rows are of one contestant and case.
+    """
+    names = [(entry.get("case"), entry.get("contestant")) for entry in rows]
+    if len(set(names)) < len(names):
+        raise ValueError(f"rows of one case and contestant: {names}")
+    for entry in rows:
+        floor = NO_FLOOR in entry or all(key in entry for key in FLOOR)
+        if not (entry.get("case") and entry.get("contestant") and floor and entry.get(QUALITY)):
+            raise ValueError(f"a row needs case, contestant, a floor and quality: {entry}")
+    origin = {"hardware": hardware(), "versions": versions(), "measured": today()}
+    text = "".join(json.dumps({**entry, **origin}) + "\n" for entry in rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{question}.jsonl"
+    part.write_text(text)
+    part.replace(folder / f"{question}.jsonl")
+    for entry in rows:
+        print(json.dumps(entry), flush=True)  # noqa: T201
+
+
+def today() -> str:
+    """The date, of UTC."""
+    return datetime.now(UTC).date().isoformat()
+
+
+def load(question: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The rows of the last run of a question; none where it has not been run."""
+    path = folder / f"{question}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
