@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from tadiff_rt.case import TREATMENTS
-from tadiff_rt.preprocess import DataContract
+from tadiff_rt.contract import DataContract
 from tadiff_rt.schedule import NoiseSchedule
 
 

@@ -63,7 +63,7 @@ def canvas(width: float, height: float) -> Any:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.08)
-    figure = Figure(figsize=(width, height), facecolor=BACKGROUND, layout=layout)
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=BACKGROUND, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -149,5 +149,5 @@ def draw_legend(figure: Any, entries: Sequence[LegendEntry]) -> None:
 def png(figure: Any) -> bytes:
     """The figure as a file whose bytes depend on the picture alone."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    figure.canvas.print_png(buffer, metadata={"Software": None})  # savefig would draw it twice
     return buffer.getvalue()

@@ -468,3 +468,16 @@ def test_another_forecast_gives_another_picture(forecast):
     a, b = (pixels(overview_png(f)) for f in (forecast, with_probability(forecast, 4)))
     assert a.shape[2] >= 3
     assert a.shape != b.shape or not np.array_equal(a, b)
+
+
+def test_pictures_have_one_resolution_and_are_drawn_once(forecast, monkeypatch):
+    from matplotlib.figure import Figure
+
+    calls = []
+    draw = Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda self, *a: (calls.append(1), draw(self, *a))[1])
+    picture = overview_png(forecast)
+    assert len(calls) == 1
+    figure = drawn(monkeypatch, overview_png, forecast)
+    width, height = (int(110 * inches) for inches in figure.get_size_inches())
+    assert pixels(picture).shape[:2] == (height, width)
