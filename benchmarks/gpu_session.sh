@@ -8,7 +8,7 @@
 # safetensors; no network, no installation: the repository as it lies there is what runs.
 #
 #   WHEELS=DIR      installs DIR/*.whl into a temporary folder first (nibabel, pydantic)
-#   STAGES="..."    only these of: environment tests alone export roofline kernels network ensemble profile;
+#   STAGES="..."    only these of: environment tests alone export roofline kernels network ensemble monai profile;
 #                   each may then take all the time there is
 #   WORK=DIR        keeps bundles and compiled code for the next call; default: a temporary folder
 #   TOTAL=525       seconds after which no stage goes on
@@ -27,7 +27,7 @@ PYTHON=${PYTHON:-python3}
 TOTAL=${TOTAL:-525}
 UNLIMITED=${STAGES:+yes}
 [ "$QUICK" = 0 ] || UNLIMITED=yes # a dry run tests the stages, not the machine
-STAGES=${STAGES:-environment tests alone export roofline kernels network ensemble profile}
+STAGES=${STAGES:-environment tests alone export roofline kernels network ensemble monai profile}
 if [ -z "${WORK:-}" ]; then
     WORK=$(mktemp -d) || exit 2
     trap 'rm -rf "$WORK"' EXIT
@@ -104,6 +104,7 @@ stage roofline 30 benchmarks.log "$PYTHON" -m benchmarks.gpu_roofline "$OUT"
 stage kernels 110 benchmarks.log "$PYTHON" -m benchmarks.gpu_kernels "$OUT"
 stage network 150 benchmarks.log "$PYTHON" -m benchmarks.gpu_network "$OUT"
 stage ensemble 90 benchmarks.log "$PYTHON" -m benchmarks.gpu_ensemble "$OUT" "$BUNDLES"
+stage monai 60 benchmarks.log "$PYTHON" -m benchmarks.gpu_monai "$OUT"
 stage profile 60 profile.log bash -c profile
 
 for log in "$OUT"/*.log; do # what is carried home is limited

@@ -132,12 +132,23 @@ def ensemble(cases: Found) -> str:
     return table(head, lines)
 
 
+def monai(cases: Found) -> str:
+    """The helper beside ours, in the same turns."""
+    lines = []
+    for case, rows in cases.items():
+        for name, row in rows.items():
+            shown = row.get("not_measured") or f"{cell(row, 'ms')} ms"
+            lines.append([case, name, shown, cell(row, FRACTIONS[0], percent)])
+    return table(["", "", "one evaluation", "of floor"], lines)
+
+
 TABLES: dict[str, tuple[tuple[str, ...], Callable[[Found], str]]] = {
     "what the machine reached": (("roofline",), rates),
     "operators": (OPERATORS, kernels),
     "ladder": (("network/",), ladder),
     "quality of the ladder": (("network/",), quality),
     "ensemble": (("ensemble/",), ensemble),
+    "MONAI": (("monai/",), monai),
 }
 """Block -> beginnings of its cases, and what makes it of them."""
 

@@ -19,6 +19,7 @@ STAGES = (
     "kernels",
     "network",
     "ensemble",
+    "monai",
     "profile",
 )
 OPERATORS = ("group_norm_silu", "attention", "conditioning", "solver_step", "ensemble_step")

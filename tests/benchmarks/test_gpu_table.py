@@ -137,6 +137,8 @@ def test_tables_show_what_rows_hold():
         *kernel_rows("attention/40x2304x96 4 heads", 3.2, 2.0),
         row("solver_step/1 sde", "ours", ms=0.02, floor_ms=0.01, roofline_fraction=0.5),
         row("ensemble/192/155", "fp16, graph, bucket 40", ms=3900.0, slices_per_s=39.7),
+        row("monai/192/batch 1", "MONAI", not_measured="ImportError: No module named 'monai'"),
+        row("monai/192/batch 8", "MONAI", ms=1.25, roofline_fraction=0.5),
     ]
     made = gpu_table.blocks(rows)
     assert "| copy | 3.05 TB/s |" in made["what the machine reached"]
@@ -151,6 +153,10 @@ def test_tables_show_what_rows_hold():
     assert "| other noise | - | - | - | - | - | 0.5 | - |" in made["quality of the ladder"]
     assert "| eager fp32 | 0.25 |" in made["quality of the ladder"]
     assert "| fp16, graph, bucket 40 | 3.9 s | - | 39.7 | - / - | - |" in made["ensemble"]
+    assert (
+        "| monai/192/batch 1 | MONAI | ImportError: No module named 'monai' | - |" in made["MONAI"]
+    )
+    assert "| monai/192/batch 8 | MONAI | 1.25 ms | 50% |" in made["MONAI"]
     origin = "H100, driver 580, 1980 of 1980 MHz; torch 2.11, triton 3.6; commit abc; s1."
     assert all(text.endswith(origin) for name, text in made.items() if name != "targets")
 

@@ -1,0 +1,103 @@
+"""What does MONAI's helper for TensorRT make of the network?  `python -m benchmarks.gpu_monai OUT`
+
+`monai.networks.trt_compile` wraps a module and builds an engine of it when it is first called.
+One evaluation of configuration A at batch 1 and 8 in fp16, beside our compiled graph in the same
+turns. Needs monai, tensorrt, polygraphy and a GPU; where one is missing the row says which, under
+`not_measured`, and the session goes on: it is another project's program, not a fault of ours.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.device import Bench, Run
+from benchmarks.floor import Row
+from benchmarks.gpu_bundle import config_and_size, network
+from benchmarks.gpu_network import Graphed, eager
+from benchmarks.network_cost import layers, network_row
+from benchmarks.network_quality import Denoise, Inputs
+from tadiff_export.fuse import fuse
+from tadiff_export.split import Denoiser, split
+from tadiff_train.network import NetworkConfig
+
+BATCHES = (1, 8)
+MONAI, OURS = "MONAI trt_compile fp16", "our compiled graph fp16"
+ALLOWED = 0.05
+"""Largest error of the noise estimate, relative to its largest value: in half precision."""
+
+
+def monai_engine(denoiser: Denoiser, folder: Path) -> nn.Module:
+    """The helper's wrapper; it exports and builds at the first call.
+
+    Raises:
+        ImportError: MONAI is not installed. What TensorRT lacks it says at the first call.
+    """
+    from monai.networks import trt_compile
+
+    arguments = {"precision": "fp16", "output_names": ["eps", "mask_logits"], "fallback": False}
+    return trt_compile(denoiser, str(folder / "denoiser"), args=arguments)
+
+
+def contestants(
+    bench: Bench, config: NetworkConfig, inputs: Inputs, folder: Path
+) -> dict[str, Run]:
+    """Calls without arguments; MONAI's is checked against eager fp32 before it counts.
+
+    Raises:
+        ArithmeticError: MONAI's engine computes something else.
+    """
+    net, held = network(config), inputs.held()
+    expected, _ = eager(net, "fp32", torch.contiguous_format).to(bench.device)(*held)
+    engine = monai_engine(split(net)[1].to(bench.device), folder)
+    got, _ = _pair(engine(*held))
+    error = float((got.float() - expected).abs().max() / expected.abs().max())
+    if not error <= ALLOWED:
+        raise ArithmeticError(f"its noise estimate is off by {error:.3g} of the largest value")
+    compiled: Denoise = bench.compiled(fuse(net, torch.float16).to(bench.device))
+    ours = Graphed(compiled, held)
+    return {MONAI: lambda: engine(*held), OURS: ours.replay}
+
+
+def _pair(outputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The helper returns what the module does, or a dictionary by output name."""
+    if isinstance(outputs, dict):
+        return outputs["eps"], outputs["mask_logits"]
+    eps, logits = outputs
+    return eps, logits
+
+
+def rows_of(bench: Bench, batch: int) -> list[Row]:
+    """Both at one batch, or why not."""
+    config, size = config_and_size(bench.quick)
+    case = f"monai/{size}/batch {batch}"
+    try:
+        if not bench.on_gpu:
+            raise RuntimeError("no GPU was available")
+        inputs = Inputs(bench, network(config), batch, size)
+        roofline, every = bench.roofline(), layers(config, size)
+        with tempfile.TemporaryDirectory() as folder:
+            runs = contestants(bench, config, inputs, Path(folder))
+            seconds = bench.seconds(runs, cold=False)
+    except Exception as e:  # theirs share no base class
+        said = " ".join(str(e).split())[:300]
+        return [{"case": case, "contestant": MONAI, "not_measured": f"{type(e).__name__}: {said}"}]
+    return [
+        network_row(case, name, found, every, batch, "fp16", roofline)
+        for name, found in seconds.items()
+    ]
+
+
+def main(out: str) -> None:
+    """Appends rows to OUT/gpu.jsonl."""
+    bench = Bench.start(out)
+    with torch.no_grad():
+        for batch in BATCHES:
+            bench.append(rows_of(bench, batch))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

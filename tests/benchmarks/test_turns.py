@@ -1,0 +1,126 @@
+"""Contestants take turns step by step, each in a process of its own that is gone afterwards."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.turns import KEEPING, Contestant, Stepped, in_turn, take_turns
+
+HERE = "tests.benchmarks.test_turns"
+
+
+def sleeper(gate, *, steps, ms, warm_ms=0):
+    """Takes `ms` a step and `warm_ms` before the first."""
+    time.sleep(warm_ms / 1e3)
+    sys.stdout.write("this is no answer\n")
+    for _ in range(steps):
+        gate()
+        time.sleep(ms / 1e3)
+    return {"pid": os.getpid()}
+
+
+def logger(gate, *, path, name, steps):
+    """Writes when it works."""
+    for _ in range(steps):
+        gate()
+        with open(path, "a") as log:
+            log.write(name)
+    return {}
+
+
+def failing(gate):
+    gate()
+    raise ValueError("no good")
+
+
+def buffers(gate, *, steps):
+    """Takes 64 MB anew at every step."""
+    for _ in range(steps):
+        gate()
+        np.ones(1 << 23)
+    return {"keeps": "MALLOC_MMAP_MAX_" in os.environ}
+
+
+def test_steps_are_spread_evenly_over_the_same_time():
+    assert in_turn({"a": 2, "b": 2}) == ["a", "b", "a", "b"]
+    order = in_turn({"long": 100, "short": 4})
+    at = [i for i, name in enumerate(order) if name == "short"]
+    assert len(order) == 104
+    assert np.allclose(np.diff(at), 26, atol=1)
+    assert at[0] == pytest.approx(13, abs=1)
+
+
+def test_a_step_lies_between_two_gates_and_the_last_ends_it():
+    stepped = Stepped(sleeper, {"steps": 2, "ms": 30, "warm_ms": 50})
+    assert not stepped.done
+    assert 0.03 <= stepped.step() < 0.3
+    assert not stepped.done
+    assert 0.03 <= stepped.step() < 0.3
+    assert stepped.done
+    assert stepped.columns["pid"] == os.getpid()
+
+
+def test_an_error_of_a_step_is_that_of_the_contestant():
+    stepped = Stepped(failing, {})
+    with pytest.raises(ValueError, match="no good"):
+        stepped.step()
+
+
+def test_they_work_in_turn_in_processes_of_their_own(tmp_path):
+    path = str(tmp_path / "log")
+    each = {
+        name: Contestant(f"{HERE}:logger", {"path": path, "name": name, "steps": 3})
+        for name in "ab"
+    }
+    said = []
+    take_turns(each, {"a": 3, "b": 2}, said.append)
+    assert Path(path).read_text() == "".join(in_turn({"a": 3, "b": 2}))
+    assert [len(c.seconds) for c in each.values()] == [3, 2]
+    assert len(said) == 4
+    for contestant in each.values():
+        assert contestant._process.poll() is not None
+
+
+def test_what_came_of_it_is_told():
+    one = Contestant(f"{HERE}:sleeper", {"steps": 2, "ms": 20, "warm_ms": 100})
+    take_turns({"one": one}, {"one": 2})
+    assert one.columns["pid"] != os.getpid()
+    assert 0.1 <= one.setup_seconds < 10
+    assert all(0.02 <= s < 1 for s in one.seconds)
+    assert 5 < one.peak_mb < 2000
+
+
+def test_memory_counts_from_the_start_of_the_process():
+    held = np.ones(1 << 26)  # 512 MB here are none of its own
+    one = Contestant(f"{HERE}:buffers", {"steps": 1})
+    take_turns({"one": one}, {"one": 1})
+    assert held.nbytes / 1e6 > one.peak_mb > 64
+
+
+def test_an_allocator_that_keeps_memory_has_no_page_faults():
+    each = {
+        "usual": Contestant(f"{HERE}:buffers", {"steps": 9}),
+        "kept": Contestant(f"{HERE}:buffers", {"steps": 9}, KEEPING),
+    }
+    take_turns(each, dict.fromkeys(each, 9))
+    pages = (8 << 23) // os.sysconf("SC_PAGE_SIZE")
+    huge = 512  # a fault may bring a huge page
+    assert each["usual"].page_faults > 8 * pages / huge
+    assert each["kept"].page_faults < 2 * pages
+    assert (each["usual"].columns["keeps"], each["kept"].columns["keeps"]) == (False, True)
+
+
+def test_a_failure_ends_all_of_them():
+    each = {
+        "fine": Contestant(f"{HERE}:sleeper", {"steps": 5, "ms": 1}),
+        "bad": Contestant(f"{HERE}:failing"),
+    }
+    with pytest.raises(RuntimeError, match="failing"):
+        take_turns(each, {"fine": 5, "bad": 1})
+    for contestant in each.values():
+        assert contestant._process.returncode in (-signal.SIGKILL, 1)
