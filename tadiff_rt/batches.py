@@ -1,4 +1,4 @@
-"""Rows of an ensemble, one a (slice, sample) pair, through the network in buckets of fixed size.
+"""Rows of an ensemble, one a (slice, sample) pair, through the network in buckets.
 
 A runtime computes a row of a bucket alike wherever it stands and whatever the others hold, noise
 is a function of the row's identity, and onnxruntime's CPU kernels give the same bits in buckets of
@@ -23,6 +23,7 @@ from tadiff_rt.errors import NumericsError, ResourceError
 from tadiff_rt.noise import NoiseSource
 from tadiff_rt.runner import Work
 from tadiff_rt.solvers import SolverPlan, noised, solve
+from tadiff_rt.stopwatch import PARTS_OF_SAMPLING, SharedStopwatch
 
 Float32Array = NDArray[np.float32]
 
@@ -80,6 +81,7 @@ class BatchRunner:
     def __post_init__(self) -> None:
         self._done = 0
         self._total = 0
+        self._watch = SharedStopwatch(PARTS_OF_SAMPLING)
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
@@ -98,6 +100,11 @@ class BatchRunner:
         """See `Runner.runtime`."""
         return self.backend.runtime
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """See `Runner.seconds`: of `stopwatch.PARTS_OF_SAMPLING`."""
+        return self._watch.seconds
+
     def report(self) -> dict[str, Any]:
         """See `Runner.report`: none."""
         return {}
@@ -113,7 +120,8 @@ class BatchRunner:
         for (at, sample), image, logits in self.run(rows):
             statistics = begun.get(at) or SliceStatistics((3, *shape), shape, keep=self.keep)
             begun[at] = statistics
-            statistics.add(image, np.where(inside, logits[TARGET_SLOT], -np.inf))
+            with self._watch.stage("statistics"):
+                statistics.add(image, np.where(inside, logits[TARGET_SLOT], -np.inf))
             if sample == items[at].samples - 1:
                 yield at, begun.pop(at)
 
@@ -181,31 +189,39 @@ class BatchRunner:
         )
 
     def _draw(self, batch: Sequence[Row]) -> tuple[Float32Array, Float32Array]:
-        """Runs the plan on one batch, padded to the bucket; without the padding."""
-        sampling, plan, bucket = self.sampling, self.sampling.plan, self.backend.batch
+        """Runs the plan on one batch, padded to the bucket where it must be; without padding."""
+        sampling, plan = self.sampling, self.sampling.plan
+        bucket = len(batch) if self.backend.partial else self.backend.batch
         shape = (3, *self.sources.shape[2:])
-        start = sampling.noise.initial(batch, shape)
+        with self._watch.stage("noise"):
+            start = sampling.noise.initial(batch, shape)
         sources = self.sources[[at for at, _ in batch]]
         if sampling.informed:
             start = noised(sources[:, LAST_SOURCE], start, plan)
-        fresh = sampling.noise.step(batch, shape)
+        draw = sampling.noise.step(batch, shape)
         padded = _pad(sources, bucket)
+
+        def fresh(i: int) -> Float32Array:
+            with self._watch.stage("noise"):
+                return _pad(draw(i), bucket)
 
         def denoise(x: Float32Array, t: float, i: int) -> tuple[Float32Array, Float32Array]:
             if self._stop.is_set():
                 raise _Stopped
-            eps, logits = self.backend.denoise(padded, x, self.shifts[i : i + 1])
+            with self._watch.stage("denoise"):
+                eps, logits = self.backend.denoise(padded, x, self.shifts[i : i + 1])
             self._check(batch, eps, logits, i)
             return eps, logits
 
-        images, logits = solve(
-            denoise,
-            _pad(start, bucket),
-            plan,
-            lambda i: _pad(fresh(i), bucket),
-            lambda i: self._count(len(batch)),
-            sampling.x0_range,
-        )
+        with self._watch.stage("solve"):
+            images, logits = solve(
+                denoise,
+                _pad(start, bucket),
+                plan,
+                fresh,
+                lambda i: self._count(len(batch)),
+                sampling.x0_range,
+            )
         assert logits is not None
         return images[: len(batch)], logits[: len(batch)]
 

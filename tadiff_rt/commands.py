@@ -21,6 +21,7 @@ from tadiff_rt.readers import read_case
 from tadiff_rt.readers.tables import quoted
 from tadiff_rt.request import NUM_SOURCES, PredictRequest
 from tadiff_rt.scenarios import Comparison
+from tadiff_rt.stopwatch import Stopwatch, whole
 from tadiff_rt.write import ResultFolder, write_bytes
 
 MANIFEST = "forecast.json"
@@ -76,17 +77,18 @@ def predict_to_folder(
     Raises:
         UsageError: TD3069, `subject` is no label; and see `Forecaster.compare`.
     """
-    start = time.perf_counter()
-    request.check()
-    check_subject(subject)
-    check_drawing()
-    _check_apart(running.work, [out, case_path, Path(engine)])
+    start, watch = time.perf_counter(), Stopwatch()
+    with watch.stage("check"):
+        request.check()
+        check_subject(subject)
+        check_drawing()
+        _check_apart(running.work, [out, case_path, Path(engine)])
     inputs = [case_path, engine]
     with ResultFolder(out, overwrite=overwrite, inputs=inputs, manifest=MANIFEST) as result:
-        forecaster = running.load(engine)
-        reading = time.perf_counter()
-        case = read_case(case_path, options, last=NUM_SOURCES)
-        read_seconds = time.perf_counter() - reading
+        with watch.stage("load"):
+            forecaster = running.load(engine)
+        with watch.stage("read"):
+            case = read_case(case_path, options, last=NUM_SOURCES)
         result.require_space(result_bytes(case, request, report=report))
         comparison = forecaster.compare(
             case,
@@ -95,16 +97,14 @@ def predict_to_folder(
             progress=progress,
             **_fields(request),
         )
-        writing = time.perf_counter()
         label = subject or label_of(comparison.case_name)
-        written = write_comparison(comparison, result, subject=label)
+        written = write_comparison(comparison, result, subject=label, watch=watch)
         if report:
-            from tadiff_rt.html import report_html
+            with watch.stage("page"):
+                from tadiff_rt.html import report_html
 
-            write_bytes(result.path / REPORT, report_html(comparison))
-        seconds = {"read": read_seconds, "write": time.perf_counter() - writing}
-        seconds["total"] = time.perf_counter() - start
-        _complete(comparison, result, written, seconds)
+                write_bytes(result.path / REPORT, report_html(comparison))
+        _complete(comparison, result, written, watch, start)
     if running.work is not None:
         discard_journal(running.work)
     return comparison
@@ -152,7 +152,14 @@ def estimate_request(
     """What a request that passed `check_case` will take, with one batch timed."""
     forecaster = running.load(engine)
     needed = result_bytes(ready.case, request, report=report)
-    return estimate(forecaster, ready, needed, running.workers)
+    return estimate(
+        forecaster,
+        ready,
+        needed,
+        running.workers,
+        page=report,
+        resumable=running.work is not None,
+    )
 
 
 def result_bytes(case: Case, request: PredictRequest, *, report: bool) -> int:
@@ -221,15 +228,20 @@ def _complete(
     comparison: Comparison,
     result: ResultFolder,
     written: dict[str, dict[str, Any]],
-    seconds: dict[str, float],
+    watch: Stopwatch,
+    start: float,
 ) -> None:
+    with watch.stage("hash"):
+        files = result.files()
     scenarios = {
         name: {**entry, **written.get(name, {})}
         for name, entry in comparison.report["scenarios"].items()
     }
+    stages = {**comparison.report["seconds"], **watch.seconds}
+    seconds = whole(stages, time.perf_counter() - start)
     report = {**comparison.report, "scenarios": scenarios, "seconds": seconds}
     comparison.report.update(report)
-    result.complete({**report, "files": result.files()})
+    result.complete({**report, "files": files})
 
 
 def _check_apart(work: Path | None, folders: Sequence[Path]) -> None:

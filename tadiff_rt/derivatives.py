@@ -27,6 +27,7 @@ from tadiff_rt.case import MODALITIES
 from tadiff_rt.dataset_files import dataset_files, difference_label
 from tadiff_rt.overview import comparison_png, warning
 from tadiff_rt.scenarios import Comparison, Difference, Scenario
+from tadiff_rt.stopwatch import Stopwatch
 from tadiff_rt.write import ResultFolder, write_bytes, write_json, write_nifti
 
 ENTITIES = ("", "_ce-gadolinium", "")
@@ -70,12 +71,13 @@ def expected_bytes(voxels: int, scenarios: int, samples: int) -> int:
 
 
 def write_comparison(
-    comparison: Comparison, result: ResultFolder, *, subject: str
+    comparison: Comparison, result: ResultFolder, *, subject: str, watch: Stopwatch | None = None
 ) -> dict[str, dict[str, Any]]:
     """Writes the images, tables and overview; equal comparisons give equal bytes.
 
     Args:
         subject: BIDS label, see `subject_label`; the only name in the result.
+        watch: gets the stages "write" and "overview".
 
     Returns:
         By name of the scenario, "session" and the "files" of its images.
@@ -86,20 +88,23 @@ def write_comparison(
     """
     if subject != subject_label(subject):
         raise ValueError(f"{subject!r} is not a label of 1 to {MAX_LABEL} letters and digits")
-    written = {}
-    for scenario, forecast in comparison.forecasts.items():
-        session = _Session(result, subject, scenario, forecast)
-        session.write_forecast()
-        for difference in comparison.differences:
-            if difference.scenario == scenario:
-                session.write_difference(difference)
-        written[scenario.name] = {"session": session.name, "files": session.files}
-    for name, content in dataset_files(comparison, subject).items():
-        if isinstance(content, str):
-            write_bytes(result.path / name, content.encode())
-        else:
-            write_json(result.path / name, content)
-    write_bytes(result.path / "overview.png", comparison_png(comparison))
+    watch = watch or Stopwatch()
+    with watch.stage("write"):
+        written = {}
+        for scenario, forecast in comparison.forecasts.items():
+            session = _Session(result, subject, scenario, forecast)
+            session.write_forecast()
+            for difference in comparison.differences:
+                if difference.scenario == scenario:
+                    session.write_difference(difference)
+            written[scenario.name] = {"session": session.name, "files": session.files}
+        for name, content in dataset_files(comparison, subject).items():
+            if isinstance(content, str):
+                write_bytes(result.path / name, content.encode())
+            else:
+                write_json(result.path / name, content)
+    with watch.stage("overview"):
+        write_bytes(result.path / "overview.png", comparison_png(comparison))
     return written
 
 

@@ -19,7 +19,6 @@ from tadiff_rt.errors import UsageError
 from tadiff_rt.journal import Journal, fingerprint, journal_folders
 from tadiff_rt.preprocess import Prepared, prepare
 from tadiff_rt.report import (
-    Stopwatch,
     model_report,
     sampling_report,
     session_report,
@@ -37,6 +36,7 @@ from tadiff_rt.runner import Runner, SampleSize, run_ensemble
 from tadiff_rt.sampling import AUTO
 from tadiff_rt.scenarios import Comparison
 from tadiff_rt.slices import choose_slices, parse_slices
+from tadiff_rt.stopwatch import Stopwatch, of_all
 
 __all__ = ["VOLUME_LEVEL", "Forecast", "Forecaster", "Ready", "choose_slices"]
 
@@ -178,9 +178,12 @@ class Forecaster:
                 keep=len(request.treatments) > 1,
                 progress=_part(progress, number, len(scenarios)),
             )
-        past = past_volumes(ready.sources)
-        differences = compare_forecasts(forecasts)
-        report = comparison_report(forecasts, differences, past)
+        of_each = [forecast.report["seconds"] for forecast in forecasts.values()]
+        with watch.stage("compare"):
+            past = past_volumes(ready.sources)
+            differences = compare_forecasts(forecasts)
+            report = comparison_report(forecasts, differences, past)
+        report["seconds"] = of_all(watch.seconds, of_each)
         return Comparison(case.name, forecasts, differences, past, report)
 
     def _forecast(
@@ -220,6 +223,7 @@ class Forecaster:
             more = (inside, together, *(["kept"] if keep else []))
             journal = self._journal(work, sampling, size, runner, *more)
             result = run_ensemble(runner, inside, chosen, size, journal)
+        watch.split("sample", runner.seconds)
         report = {
             "model": model_report(self.bundle, self.backend, self.choice),
             "request": {"day": scenario.day, "treatment": scenario.treatment},

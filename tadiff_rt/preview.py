@@ -1,12 +1,12 @@
 """What is understood of a case, and what a request will cost, before anything is forecast."""
 
-import math
 import resource
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ FLOAT = 4
 COHERENT_DRAWS = 640
 """That `noise` keeps for neighbouring slices."""
 HEADROOM_BYTES = 64 << 20
-"""For pictures and the page, and what the allocator holds back."""
+"""For pictures, and what the allocator holds back."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,39 @@ def duration(seconds: float) -> str:
 
 
 def estimate(
-    forecaster: Forecaster, ready: Ready, result_bytes: int, workers: int = 1
+    forecaster: Forecaster,
+    ready: Ready,
+    result_bytes: int,
+    workers: int = 1,
+    *,
+    page: bool = False,
+    resumable: bool = False,
 ) -> Estimate:
     """Times one batch of the network on the first slice, one a worker at once, counts the rest.
 
     The time is that of the loop on the host: on a GPU the loop on the device is faster. Memory is
     what the process has taken at its peak so far, which includes the network's own, what
-    `BatchRunner`, `run_ensemble`, `noise` and the results say they take, and `HEADROOM_BYTES`.
+    `BatchRunner`, `run_ensemble`, `noise`, the results and the page say they take, and
+    `HEADROOM_BYTES`.
+
+    Args:
+        page: a page to look at is written, too.
+        resumable: slices may be finished already, so that other rows than all are left to draw.
     """
     backend, plan = forecaster.backend, ready.sampling.plan
-    # A batch is of one scenario; its last one may be padded.
+    # A batch is of one scenario; its last one may have fewer rows.
     rows, scenarios = ready.size.samples * len(ready.slices), len(ready.scenarios)
     evaluations = rows * scenarios * plan.nfe
-    calls = math.ceil(rows / backend.batch) * scenarios * plan.nfe
+    buckets, rest = divmod(rows, backend.batch)
+    if rest and not backend.partial:
+        buckets, rest = buckets + 1, 0
+    seconds = 0.0
+    if buckets:
+        seconds += buckets * _seconds_a_call(forecaster, ready, backend.batch, workers)
+    last = rows_of_last_batch(ready, backend.batch, resumable=resumable)
+    if last and backend.partial:
+        # In a graph of its own, which takes memory beside that of the bucket.
+        seconds += rest / last * _seconds_a_call(forecaster, ready, last)
     return Estimate(
         scenarios=len(ready.scenarios),
         samples=ready.size.samples,
@@ -92,20 +112,33 @@ def estimate(
         slices=ready.slices,
         network_evaluations=evaluations,
         bucket=backend.batch,
-        seconds=calls * _seconds_a_call(forecaster, ready, workers),
-        memory_bytes=_peak_bytes() + _bytes_to_come(ready, backend.batch, workers),
+        seconds=scenarios * plan.nfe * seconds,
+        memory_bytes=peak_bytes() + _bytes_to_come(ready, backend.batch, workers, page=page),
         result_bytes=result_bytes,
         backend=backend.description,
     )
 
 
-def _seconds_a_call(forecaster: Forecaster, ready: Ready, workers: int) -> float:
+def rows_of_last_batch(ready: Ready, batch: int, *, resumable: bool = False) -> int:
+    """Rows of the largest batch that is no full bucket; 0 where every bucket is full.
+
+    Where the number of samples is left open, or of slices that are left, it is the largest of all
+    that can come.
+    """
+    samples, slices = ready.size.samples, len(ready.slices)
+    if ready.size.volume_ci is not None:
+        return batch - 1
+    left = range(1, slices + 1) if resumable else (slices,)
+    return max(samples * count % batch for count in left)
+
+
+def _seconds_a_call(forecaster: Forecaster, ready: Ready, rows: int, workers: int = 1) -> float:
     """With `workers` calls at once, as in a forecast: each takes memory and its share of cores."""
     backend, plan = forecaster.backend, ready.sampling.plan
     codes = forecaster.bundle.manifest.card.treatments
     shifts = backend.condition(plan.t, *conditions(ready.sources, ready.scenarios[0], codes))
-    sources = ready.prepared.sources[[ready.slices[0]] * backend.batch]
-    x = np.zeros((backend.batch, len(MODALITIES), *sources.shape[2:]), np.float32)
+    sources = ready.prepared.sources[[ready.slices[0]] * rows]
+    x = np.zeros((rows, len(MODALITIES), *sources.shape[2:]), np.float32)
     seconds = []
     with ThreadPoolExecutor(workers) as pool:
         for _ in range(3):  # the first also sets up
@@ -117,7 +150,7 @@ def _seconds_a_call(forecaster: Forecaster, ready: Ready, workers: int) -> float
     return min(seconds)
 
 
-def _bytes_to_come(ready: Ready, batch: int, workers: int) -> int:
+def _bytes_to_come(ready: Ready, batch: int, workers: int, *, page: bool = False) -> int:
     depth, _, height, width = map(int, ready.prepared.sources.shape)
     image = height * width * FLOAT
     history, noise, samples = ready.sampling.plan.history, ready.sampling.noise, ready.size.samples
@@ -134,11 +167,26 @@ def _bytes_to_come(ready: Ready, batch: int, workers: int) -> int:
     more = kept + 2 * volume if treatments > 1 else 0  # a difference and its spread
     mapping = len(MODALITIES) * (2 * stack + volume) + 3 * max(stack, volume)  # float64, and back
     writing = 4 * volume  # a volume, its copies in the file's form, and the file
-    results: int = len(ready.scenarios) * (forecast + more) + mapping + writing
+    ending = mapping + writing
+    if page:  # after both
+        ending = max(ending, _page_bytes(ready, voxels))
+    results: int = len(ready.scenarios) * (forecast + more) + ending
     return (batches + drawn + statistics) * image + results + HEADROOM_BYTES
 
 
-def _peak_bytes() -> int:
+def _page_bytes(ready: Ready, voxels: int) -> int:
+    from tadiff_rt.html.page import page_memory_bytes  # most requests are without a page
+
+    return page_memory_bytes(voxels, len({scenario.day for scenario in ready.scenarios}))
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had so far."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not of `getrusage`: on Linux it is that of the parent, where the parent had more.
+        (line,) = (s for s in status.read_text().splitlines() if s.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

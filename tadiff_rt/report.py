@@ -1,10 +1,7 @@
 """What a result says about itself: request, sources, sampling and notes, without identifiers."""
 
 import re
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -14,26 +11,6 @@ from tadiff_rt.batches import Sampling
 from tadiff_rt.bundle import Bundle
 from tadiff_rt.case import MODALITIES, Case, Session
 from tadiff_rt.runner import EnsembleResult, SampleSize
-
-
-@dataclass
-class Stopwatch:
-    """Seconds spent in named stages."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def copy(self) -> "Stopwatch":
-        """One that goes on from here by itself."""
-        return Stopwatch(dict(self.seconds))
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Adds the time of the block to stage `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def model_report(bundle: Bundle, backend: Backend, choice: Sequence[str]) -> dict[str, Any]:

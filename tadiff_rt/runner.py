@@ -65,6 +65,11 @@ class Runner(Protocol):
             inside: (size, size) voxels that exist; the rest holds no tumour.
         """
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Parts of the wall time of `statistics`, which do not overlap; empty where the way of
+        running cannot tell them apart."""
+
     def report(self) -> dict[str, Any]:
         """Entries of the report of a forecast that only this way of running has."""
 

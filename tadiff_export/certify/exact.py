@@ -37,6 +37,7 @@ class NetworkBackend:
 
     name = "reference"
     batch = 1
+    partial = False
 
     def __init__(self, net: TaDiffNet, dtype: torch.dtype, progress: "Count") -> None:
         """

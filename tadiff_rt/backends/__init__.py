@@ -37,7 +37,9 @@ class Backend(Protocol):
     description: str
     """The same with the threads, for reports."""
     batch: int
-    """Rows of every call of `denoise`, the bucket; callers pad."""
+    """Rows of a call of `denoise` at most, the bucket."""
+    partial: bool
+    """Calls may have fewer rows, with the same bits; where not, callers pad to the bucket."""
 
     def condition(
         self, t: NDArray[np.float64], days: Sequence[float], treatments: Sequence[float]
@@ -47,7 +49,7 @@ class Backend(Protocol):
     def denoise(
         self, sources: NDArray[np.float32], x: NDArray[np.float32], shifts: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(batch, 9, h, w), (batch, 3, h, w), (1, p) -> noise like x, logits (batch, 4, h, w).
+        """(b, 9, h, w), (b, 3, h, w), (1, p) -> noise like x, logits (b, 4, h, w); b as `batch`.
 
         May be called from several threads at a time.
         """

@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU: the fastest CPU runtime measured for this network."""
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,6 +66,27 @@ class OrtConditioner:
         return shifts
 
 
+class Last:
+    """The session for the last batch of a forecast, which has fewer rows than the bucket.
+
+    Made when it is first needed: most of its time is what padding would cost in one evaluation.
+    One is kept, because each holds memory of its own.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rows, self._session = 0, None
+
+    def session(self, rows: int, load: Callable[[int], Any]) -> Any:
+        """That for exactly `rows` rows."""
+        with self._lock:
+            if self._rows != rows:
+                self._rows, self._session = 0, None  # before the next takes memory
+                self._session = load(rows)
+                self._rows = rows
+            return self._session
+
+
 def load_conditioner(bundle: Bundle) -> OrtConditioner:
     """The ONNX conditioner, which every backend has for arrays."""
     return OrtConditioner(bundle)
@@ -80,16 +102,17 @@ class OrtBackend:
         self.artefact = artefact
         self._threads = threads
         self.batch = artefact.batch or 1
+        self.partial = artefact.dynamic_batch
         self.runtime = f"onnxruntime {ort.__version__}, {PROVIDER}"
         if artefact.precision != "fp32":
             self.runtime += f", {artefact.precision}"
         self.description = f"{self.runtime}, {threads} threads"
         self._conditioner = load_conditioner(bundle)
-        self._denoiser = self._load_denoiser()
+        self._denoiser = self._load_denoiser(self.batch)
+        self._last = Last()
 
-    def _load_denoiser(self) -> Any:
-        options = session_options(self._threads)
-        return denoiser_session(self._bundle, self.artefact, self.batch, options)
+    def _load_denoiser(self, rows: int) -> Any:
+        return denoiser_session(self._bundle, self.artefact, rows, session_options(self._threads))
 
     def halve(self) -> bool:
         """See `Backend.halve`."""
@@ -97,7 +120,8 @@ class OrtBackend:
             return False
         self.batch //= 2
         del self._denoiser  # before the next is loaded: memory is what there is none of
-        self._denoiser = self._load_denoiser()
+        self._last = Last()
+        self._denoiser = self._load_denoiser(self.batch)
         return True
 
     def condition(
@@ -123,7 +147,10 @@ class OrtBackend:
         return None
 
     def _run(self, feed: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        outputs: list[NDArray[np.float32]] = self._denoiser.run(OUTPUTS, feed)
+        rows, denoiser = len(feed["x_t"]), self._denoiser
+        if rows < self.batch:
+            denoiser = self._last.session(rows, self._load_denoiser)
+        outputs: list[NDArray[np.float32]] = denoiser.run(OUTPUTS, feed)
         return outputs
 
 

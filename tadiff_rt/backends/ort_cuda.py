@@ -57,6 +57,7 @@ class OrtTorchBackend(OrtBackend):
         self._arrays = OrtDenoiser(bundle, artefact, threads, providers, torch)
         self._tensors = self._arrays.twin()  # of which whoever prepares it is the only user
         super().__init__(bundle, artefact, threads)
+        self.partial = False  # buckets of other sizes may have other bits
         self.runtime = self.description = self._arrays.description
 
     def on_device(self) -> OrtDenoiser:
@@ -65,8 +66,8 @@ class OrtTorchBackend(OrtBackend):
             self._arrays.release()
         return self._tensors
 
-    def _load_denoiser(self) -> None:
-        self._arrays.prepare(self.batch)
+    def _load_denoiser(self, rows: int) -> None:
+        self._arrays.prepare(rows)
 
     def _run(self, feed: dict[str, Float32Array]) -> list[Float32Array]:
         with self._turn:
@@ -86,13 +87,12 @@ class OrtCudaBackend(OrtBackend):
     ) -> None:
         self.name, self._turn, self._providers = name, threading.Lock(), providers
         super().__init__(bundle, artefact, threads)
+        self.partial = False  # buckets of other sizes may have other bits
         self.runtime = self.description = described(artefact, providers)
 
-    def _load_denoiser(self) -> Any:
+    def _load_denoiser(self, rows: int) -> Any:
         options = session_options(self._threads)
-        loaded = denoiser_session(
-            self._bundle, self.artefact, self.batch, options, self._providers
-        )
+        loaded = denoiser_session(self._bundle, self.artefact, rows, options, self._providers)
         self._binding = loaded.io_binding()
         self._held = {
             v.name: ort.OrtValue.ortvalue_from_numpy(np.zeros(v.shape, np.float32), "cuda", 0)

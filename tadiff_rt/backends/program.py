@@ -38,6 +38,7 @@ class ProgramBackend:
     """The denoiser of a bundle as a PyTorch module on `device`, "cuda:0" or "cpu"."""
 
     name = "torch"
+    partial = False  # buckets of other sizes may have other bits
 
     def __init__(self, bundle: Bundle, artefact: Artefact, threads: int, device: str) -> None:
         self.artefact = artefact

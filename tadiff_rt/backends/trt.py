@@ -88,6 +88,8 @@ def load(bundle: Bundle, artefact: Artefact, threads: int) -> "TrtBackend":
 class TrtBackend:
     """A bundle's denoiser engine on the GPU."""
 
+    partial = False  # an engine is built for certain buckets
+
     def __init__(self, bundle: Bundle, artefact: Artefact, build: Build, data: bytes) -> None:
         self.artefact = artefact
         self._torch = _import_torch(build.runtime)

@@ -96,6 +96,11 @@ class DeviceRunner:
         """See `Runner.runtime`: a network may compute other bits in other buckets."""
         return f"{self._runtime}, device loop, {self.batch} rows"
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """See `Runner.seconds`: a bucket is one call of the device."""
+        return {}
+
     def report(self) -> dict[str, Any]:
         """See `Runner.report`: how a bucket ran, and the bytes that it took."""
         assert self._loop.memory is not None

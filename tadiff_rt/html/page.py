@@ -24,6 +24,11 @@ MAX_BYTES = 14_000_000
 FRAME_BYTES = 200_000
 """Of them, more than headers, names of volumes and controls take."""
 
+WORKING = 8
+"""Float32 volumes while one is mapped back, cropped, averaged, quantised and compressed."""
+TEXTS = 6
+"""Copies of the text at a time: volumes, JSON, escaped JSON, the page, and its bytes."""
+
 SCRIPTS = ("niivue.umd.js", "volumes.js", "outlines.js", "overlays.js", "report.js")
 
 
@@ -53,6 +58,20 @@ def report_html(comparison: Comparison) -> bytes:
     parts["figures"] = markup(*figures(comparison, data))
     parts["data"] = _json(data)
     return Template(_file("page.html")).substitute(parts).encode()
+
+
+def page_memory_bytes(voxels: int, days: int) -> int:
+    """What `report_html` takes at most beside the comparison.
+
+    The voxels, in bytes, that later volumes are the difference to: three images of the last scan,
+    and a mean and a deviation of each of the first scenario of a day; WORKING copies of a volume;
+    and the text.
+
+    Args:
+        voxels: of a volume of the patient; a cropped page takes less.
+        days: with a scenario.
+    """
+    return (3 + 6 * days) * voxels + WORKING * 4 * voxels + TEXTS * MAX_BYTES
 
 
 def _text_parts(comparison: Comparison) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What the viewer shows: last scan and forecasts, at the finest resolution that fits."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ def viewer_data(comparison: Comparison, budget_bytes: int) -> dict[str, Any]:
 
 def _head(comparison: Comparison, grid: Grid) -> Box:
     """The box of the last scan's brain, over the slices that were forecast."""
-    brain = np.logical_or.reduce([image > 0 for image in _last_images(comparison.first)])
+    brain = np.logical_or.reduce([image > 0 for _, image in _last_images(comparison.first)])
     box = bounding_box(canonical_view(brain, grid))
     shown = [np.logical_or.reduce(f.mean > 0) for f in comparison.forecasts.values()]
     forecast = bounding_box(canonical_view(np.logical_or.reduce(shown), grid))
@@ -92,11 +92,12 @@ def _common(a: slice, b: slice) -> slice:
     return slice(start, stop) if start < stop else a
 
 
-def _last_images(forecast: Forecast) -> list[Float32Array]:
-    """T1, T1c, FLAIR of the last session in [0, 1], on the patient's voxels."""
+def _last_images(forecast: Forecast) -> Iterator[tuple[str, Float32Array]]:
+    """Modalities with the last session's image in [0, 1], on the patient's voxels; one a time."""
     prepared = forecast.prepared
     channels = range(-len(MODALITIES), 0)
-    return [prepared.to_patient_grid(prepared.sources[:, c]) for c in channels]
+    for modality, channel in zip(MODALITIES, channels, strict=True):
+        yield modality, prepared.to_patient_grid(prepared.sources[:, channel])
 
 
 class _Contents:
@@ -133,12 +134,14 @@ class _Contents:
     def fill(self, budget_bytes: int | None) -> bool:
         """Packs everything; False as soon as it is larger than the budget."""
         first = self.comparison.first
-        images = dict(zip(MODALITIES, _last_images(first), strict=True))
         masks = first.prepared.masks
         past = self.comparison.past
         self.last = {
             "label": f"last scan, day {past[-1].day}, acquired" if past else "last scan, acquired",
-            "images": {m: self._add(f"last {m}", "image", images[m]) for m in MODALITIES},
+            "images": {
+                modality: self._add(f"last {modality}", "image", image, again=True)
+                for modality, image in _last_images(first)
+            },
             "mask": None
             if masks is None
             else self._add("last mask", "share", first.prepared.to_patient_grid(masks[-1])),
@@ -162,17 +165,19 @@ class _Contents:
 
     def _plan(self, scenario: Scenario, forecast: Forecast) -> dict[str, Any]:
         name, like = scenario.name, self._resembles(scenario)
+        again = all(plan["day"] != scenario.day for plan in self.plans)  # see `_resembles`
         scale = forecast.prepared.intensity_scale
         images, stds = {}, {}
         for m, modality in enumerate(MODALITIES):
             entry = f"{name} {modality}"
             before = f"{like} {modality}" if like else f"last {modality}"
             mean = forecast.mean[m] / np.float32(scale[m])
-            images[modality] = self._add(entry, "image", mean, before)
+            images[modality] = self._add(entry, "image", mean, before, again=again)
             if forecast.std is not None:
                 before = f"{like} std {modality}" if like else ""
                 std = forecast.std[m] / np.float32(scale[m])
-                stds[modality] = self._add(f"{name} std {modality}", "std", std, before)
+                entry = f"{name} std {modality}"
+                stds[modality] = self._add(entry, "std", std, before, again=again)
         probability = forecast.tumour_probability
         return {
             "day": scenario.day,
@@ -199,9 +204,11 @@ class _Contents:
             "reference": words.treatment(apart.reference.treatment),
         }
 
-    def _add(self, name: str, kind: str, volume: NDArray[Any], like: str = "") -> str:
+    def _add(
+        self, name: str, kind: str, volume: NDArray[Any], like: str = "", *, again: bool = False
+    ) -> str:
         values = self.kinds[kind].view.of(volume)
-        return self.pack.add(name, kind, self.kinds[kind], values, like)
+        return self.pack.add(name, kind, self.kinds[kind], values, like, again=again)
 
     def _resembles(self, scenario: Scenario) -> str:
         """The forecast packed before that is most alike: of the same day, else the first."""

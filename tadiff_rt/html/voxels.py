@@ -97,9 +97,11 @@ class Kind:
 
     def quantise(self, values: Float32Array) -> UInt8Array:
         """`values` in bytes, rounded to the nearest level."""
-        scaled = (values - self.low) * (self.levels / (self.high - self.low))
-        levels: UInt8Array = np.clip(np.rint(scaled), 0, self.levels).astype(np.uint8)
-        return levels
+        # In place: a volume of a large patient has tens of megabytes.
+        scaled = values - self.low
+        scaled *= self.levels / (self.high - self.low)
+        np.clip(np.rint(scaled), 0, self.levels, out=scaled)
+        return scaled.astype(np.uint8)
 
     def header(self) -> bytes:
         """The start of a NIfTI file of one byte a voxel, up to the voxels."""
@@ -135,16 +137,28 @@ class Pack:
     size_bytes: int = 0
     """Of the base64 text."""
     _voxels: dict[str, UInt8Array] = field(default_factory=dict)
+    """Of volumes that others may resemble."""
 
-    def add(self, name: str, kind_name: str, kind: Kind, values: Float32Array, like: str) -> str:
+    def add(
+        self,
+        name: str,
+        kind_name: str,
+        kind: Kind,
+        values: Float32Array,
+        like: str,
+        *,
+        again: bool,
+    ) -> str:
         """Packs `values` under `name`, and returns it.
 
         Args:
             like: a volume of the same kind packed before, of which only the differences are kept,
                 modulo 256; empty for none. Forecasts of one patient resemble each other.
+            again: it may be the `like` of a later one; its voxels stay in memory.
         """
         voxels = kind.quantise(values)
-        self._voxels[name] = voxels
+        if again:
+            self._voxels[name] = voxels
         stored = voxels - self._voxels[like] if like else voxels
         # As NIfTI stores voxels: the first axis runs fastest.
         packed = gzip.compress(stored.tobytes(order="F"), compresslevel=6, mtime=0)

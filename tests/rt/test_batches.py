@@ -50,13 +50,15 @@ def network(sources, x, shift, spread=0.15):
 
 
 class Stub:
-    """A backend of `network` that insists on full buckets."""
+    """A backend of `network` that insists on full buckets, unless it is told to take fewer."""
 
     name = runtime = description = "stub"
 
-    def __init__(self, batch: int = 4) -> None:
+    def __init__(self, batch: int = 4, *, partial: bool = False) -> None:
         self.batch = batch
+        self.partial = partial
         self.calls = 0
+        self.rows: list[int] = []
         self.lock = threading.Lock()
 
     def condition(self, t, days, treatments):
@@ -65,7 +67,10 @@ class Stub:
     def denoise(self, sources, x, shifts):
         with self.lock:
             self.calls += 1
-        assert (len(sources), len(x), shifts.shape) == (self.batch, self.batch, (1, 2))
+            self.rows.append(len(x))
+        assert shifts.shape == (1, 2)
+        if not (self.partial and 0 < len(x) <= self.batch):
+            assert (len(sources), len(x)) == (self.batch, self.batch)
         for array in (sources, x, shifts):
             assert array.dtype == np.float32
             assert array.flags.c_contiguous
@@ -262,6 +267,30 @@ def test_a_row_of_the_exported_network_has_the_same_bits_anywhere(solver, bucket
     ):
         found = drawn(head_runner(buckets[bucket], solver, workers), rows)
         assert found == {row: alone[row] for row in rows}, f"bucket {bucket}, {rows}"
+
+
+def test_a_backend_of_any_rows_is_given_no_padding():
+    backend = Stub(4, partial=True)
+    assert drawn(runner(backend), ROWS) == drawn(runner(Stub(4)), ROWS)
+    assert len(ROWS) % 4
+    assert backend.rows.count(len(ROWS) % 4) == STEPS
+    assert set(backend.rows) == {4, len(ROWS) % 4}
+
+
+def test_the_last_batch_of_the_exported_network_has_a_session_of_its_own(bundle, monkeypatch):
+    backend = exported(bundle)
+    assert backend.partial
+    loaded = []
+    load = backend._load_denoiser
+    monkeypatch.setattr(backend, "_load_denoiser", lambda n: (loaded.append(n), load(n))[1])
+    request = head_runner(backend, "dpmpp_2m", workers=2)
+    seven = drawn(request, [(at, sample) for at in (1, 2, 3) for sample in range(2)] + [(0, 0)])
+    assert loaded == [3]
+    drawn(request, [(0, 0), (0, 1), (0, 2)])
+    assert loaded == [3]  # kept
+    one = drawn(request, [(0, 0)])
+    assert loaded == [3, 1]
+    assert one[0, 0] == seven[0, 0]
 
 
 # Memory.

@@ -44,7 +44,7 @@ class Ideal:
     name = description = "ideal"
 
     def __init__(self, logit=None, batch=4):
-        self.batch = batch
+        self.batch, self.partial = batch, False
         self.logit = logit
 
     def condition(self, t, days, treatments):

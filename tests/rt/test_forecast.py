@@ -115,6 +115,7 @@ class Faulty:
     def __init__(self, inner, fault):
         self._inner, self._fault = inner, fault
         self.name, self.description, self.batch = inner.name, inner.description, inner.batch
+        self.partial = inner.partial
 
     def condition(self, t, days, treatments):
         days, treatments = list(days), list(treatments)

@@ -133,7 +133,7 @@ def test_tensors_and_arrays_go_the_same_way(backend, opened):
         arrays = arrays_of(opened, rows, rows)
         got = [y.clone() for y in denoiser(*map(aligned, arrays))]
         backend.batch = reference.batch = rows
-        reference._denoiser = reference._load_denoiser()
+        reference._denoiser = reference._load_denoiser(rows)
         right = reference.denoise(*arrays)
         for one, other, expected in zip(got, backend.denoise(*arrays), right, strict=True):
             np.testing.assert_array_equal(one, expected)
@@ -351,7 +351,7 @@ def test_without_a_torch_of_the_gpu_arrays_go_through_buffers(gpu, opened, monke
         gpu.torch = None
     else:
         gpu.torch.cuda.is_available = lambda: False
-    monkeypatch.setattr(ort_cuda.OrtCudaBackend, "_load_denoiser", lambda self: None)
+    monkeypatch.setattr(ort_cuda.OrtCudaBackend, "_load_denoiser", lambda self, rows: None)
     loaded = ort_cuda.load(opened, find_artefact("onnxruntime", opened)[1], 1)
     assert loaded.on_device() is None
     assert loaded.name == "onnxruntime-cuda"

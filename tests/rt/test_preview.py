@@ -5,24 +5,30 @@ import re
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.peak import peak_of
 from tadiff_rt import latin, noise, preview
 from tadiff_rt.certify.analytic import STANDARD_DEVIATIONS, gaussian_run
 from tadiff_rt.cli import app
 from tadiff_rt.cli.words import spread, summary
 from tadiff_rt.commands import DEMO_BUNDLE, DEMO_CASE
 from tadiff_rt.forecast import Forecaster, make_ready
+from tadiff_rt.html import report_html
+from tadiff_rt.html.page import page_memory_bytes
+from tadiff_rt.html.viewer import viewer_data
 from tadiff_rt.presets import DEFAULT, PRESETS
-from tadiff_rt.preview import duration, estimate
+from tadiff_rt.preview import duration, estimate, rows_of_last_batch
 from tadiff_rt.readers import read_case
 from tadiff_rt.request import PredictRequest
 from tadiff_rt.schedule import NoiseSchedule
 from tadiff_rt.solvers import make_plan
+from tests.rt.comparisons import made_up_comparison
 
 
 @pytest.mark.parametrize(
@@ -180,18 +186,26 @@ def test_an_estimate_grows_as_the_work_does(bundle, case_folder):
     assert many.memory_bytes - one.memory_bytes >= 8 * 7 * 4 * voxels
 
 
-def test_batches_are_counted_by_scenario_and_padded(bundle, case_folder, monkeypatch):
+@pytest.mark.parametrize(
+    ("samples", "partial", "resumable", "batches"),
+    # 6 rows a scenario are two batches of 4, not one and a half; 4 are one, if none is left out.
+    [(3, False, False, 2), (3, True, False, 2), (2, True, True, 1), (2, False, True, 1)],
+)
+def test_batches_are_counted_by_scenario(
+    bundle, case_folder, monkeypatch, samples, partial, resumable, batches
+):
     monkeypatch.setattr(preview, "_seconds_a_call", lambda *given: 1.0)
     forecaster, case = Forecaster.load(bundle, threads=1), read_case(case_folder)
     asked = {"days": ["+30", "+60"], "treatments": ["TMZ"], "slices": "4:6", "steps": 5}
-    ready = make_ready(forecaster.bundle, case, PredictRequest(**asked, samples=3))
-    # 6 rows a scenario are two batches of 4, not one and a half.
-    assert estimate(forecaster, ready, 0).seconds == 2 * 2 * 5
+    ready = make_ready(forecaster.bundle, case, PredictRequest(**asked, samples=samples))
+    forecaster.backend.partial = partial
+    assert estimate(forecaster, ready, 0, resumable=resumable).seconds == batches * 2 * 5
 
 
 def test_as_many_calls_are_timed_at_once_as_a_forecast_makes(bundle, case_folder):
     forecaster, case = Forecaster.load(bundle, threads=1), read_case(case_folder)
-    ready = make_ready(forecaster.bundle, case, PredictRequest(days=["+9"], treatments=["TMZ"]))
+    request = PredictRequest(days=["+9"], treatments=["TMZ"], samples=4)
+    ready = make_ready(forecaster.bundle, case, request)
     together, denoise = threading.Barrier(3), forecaster.backend.denoise
 
     def meeting(*given):
@@ -200,6 +214,47 @@ def test_as_many_calls_are_timed_at_once_as_a_forecast_makes(bundle, case_folder
 
     forecaster.backend.denoise = meeting
     assert estimate(forecaster, ready, 0, workers=3).seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("samples", "slices", "how", "resumable", "rows"),
+    [
+        (4, "4:7", {}, False, 0),
+        (5, "4:6", {}, False, 2),
+        (3, "4", {}, False, 3),
+        (2, "4:6", {}, True, 2),  # one slice of two is left
+        (5, "4:8", {}, True, 3),  # three of four
+        ("auto", "4:6", {"volume_ci": "10%", "max_samples": 8}, False, 3),
+    ],
+)
+def test_how_many_rows_the_last_batch_has_at_most(
+    bundle, case_folder, samples, slices, how, resumable, rows
+):
+    asked = {"days": ["+9"], "treatments": ["TMZ"], "slices": slices, "samples": samples}
+    forecaster, case = Forecaster.load(bundle, threads=1), read_case(case_folder)
+    ready = make_ready(forecaster.bundle, case, PredictRequest(**asked, **how))
+    assert rows_of_last_batch(ready, 4, resumable=resumable) == rows
+
+
+@pytest.mark.parametrize(
+    ("slices", "partial", "rows"),
+    [("4:6", True, {4, 2}), ("4", True, {3}), ("4:8", True, {4}), ("4:6", False, {4})],
+)
+def test_batches_are_tried_as_a_forecast_has_them(bundle, case_folder, slices, partial, rows):
+    """A batch that does not fill the bucket runs in a session of its own, with its own memory."""
+    forecaster, case = Forecaster.load(bundle, threads=1), read_case(case_folder)
+    request = PredictRequest(days=["+9"], treatments=["TMZ"], slices=slices, samples=3, steps=1)
+    ready = make_ready(forecaster.bundle, case, request)
+    denoise, tried = forecaster.backend.denoise, set()
+
+    def noted(sources, x, shifts):
+        assert len(sources) == len(x)
+        tried.add(len(x))
+        return denoise(sources, x, shifts)
+
+    forecaster.backend.denoise, forecaster.backend.partial = noted, partial
+    assert estimate(forecaster, ready, 0).seconds > 0
+    assert tried == rows
 
 
 def test_noise_that_is_kept_is_counted(bundle, case_folder):
@@ -216,35 +271,105 @@ def test_noise_that_is_kept_is_counted(bundle, case_folder):
     assert needed[2] - needed[0] >= latin._strata(0, 0, 100, 3 * 32 * 32 // 4).nbytes
 
 
+CHILD = "import sys; sys.path[:0] = {path}; from tadiff_rt.preview import peak_bytes\n"
+
+
+def own_peak_bytes(more: str) -> int:
+    """What a process that did no more than `more` says of itself."""
+    text = CHILD.format(path=sys.path) + more + "\nprint(peak_bytes())"
+    return int(subprocess.check_output([sys.executable, "-c", text], text=True))
+
+
+def test_the_peak_is_that_of_the_process_not_of_its_parent():
+    mine = np.ones(50_000_000)  # 400 MB
+    nothing = own_peak_bytes("")
+    assert 20e6 < nothing < mine.nbytes
+    filled = own_peak_bytes("import numpy; numpy.ones(20_000_000).sum()")  # and freed
+    assert 150e6 < filled - nothing < 200e6
+
+
+def traced_peak(work, *given) -> int:
+    tracemalloc.start()
+    try:
+        work(*given)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_page_takes_no_more_memory_than_it_says():
+    days = (84, 144, 234)
+    comparison = made_up_comparison((72,) * 3, days=days, treatments=("TMZ", "none"), noise=0.3)
+    report_html(comparison)  # what is loaded once
+    said = page_memory_bytes(comparison.first.tumour_probability.size, len(days))
+    assert traced_peak(report_html, comparison) <= said
+
+
+def test_of_many_plans_a_page_keeps_no_voxels_but_one_a_day():
+    one, three = (
+        made_up_comparison((72,) * 3, days=(84,), treatments=plans, noise=0.3)
+        for plans in (("none",), ("CRT", "TMZ", "none"))
+    )
+    budget = 10**9
+    texts = [
+        sum(len(entry["gzip"]) for entry in viewer_data(comparison, budget)["volumes"].values())
+        for comparison in (one, three)
+    ]
+    more = traced_peak(viewer_data, three, budget) - traced_peak(viewer_data, one, budget)
+    # 2 x 7 volumes of them, and 4 of differences, would be.
+    assert more - (texts[1] - texts[0]) < one.first.tumour_probability.size
+
+
+def test_a_page_is_counted_where_it_is_asked_for(bundle, case_folder, monkeypatch):
+    monkeypatch.setattr(preview, "_seconds_a_call", lambda *given: 1.0)
+    forecaster, case = Forecaster.load(bundle, threads=1), read_case(case_folder)
+    request = PredictRequest(days=["+9", "+20"], treatments=["TMZ"], samples=4)
+    ready = make_ready(forecaster.bundle, case, request)
+    without, paged = (preview._bytes_to_come(ready, 4, 1, page=page) for page in (False, True))
+    voxels = case.sessions[-1].images["t1"].data.size
+    # A mapped and a written volume take 18 at most here, and are no more by then.
+    assert 0 < page_memory_bytes(voxels, 2) - (paged - without) <= 40 * 4 * voxels
+    said = [estimate(forecaster, ready, 0, page=page).memory_bytes for page in (False, True)]
+    assert said[1] - said[0] >= paged - without
+
+
 MEASURED = """
-import resource, sys
+import sys
 from pathlib import Path
 from tadiff_rt.case import ReadOptions
 from tadiff_rt.commands import Running, check_case, estimate_request, predict_to_folder
 from tadiff_rt.request import PredictRequest
 
-bundle, case, out = map(Path, sys.argv[1:])
+bundle, case, out = map(Path, sys.argv[1:4])
 request = PredictRequest(
-    days=["+30", "+60"], treatments=["TMZ", "none"], samples=4, steps=1, slices="4:8"
+    days=["+30", "+60"], treatments=["TMZ", "none"], samples=sys.argv[4], steps=1, slices="4:7"
 )
 running = Running(threads=1, workers=2)
 ready = check_case(bundle, case, None, request, ReadOptions(), running=running)
-said = estimate_request(bundle, ready, request, running).memory_bytes
+said = estimate_request(bundle, ready, request, running, report=True).memory_bytes
 predict_to_folder(bundle, case, out, request, options=ReadOptions(), running=running, report=True)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(peak * (1 if sys.platform == "darwin" else 1024), said)
+print(said)
 """
 
 
-@pytest.mark.parametrize("data", ["tiny", pytest.param("demo", marks=pytest.mark.slow)])
-def test_a_forecast_takes_no_more_memory_than_was_said(bundle, case_folder, tmp_path, data):
+@pytest.mark.parametrize(
+    ("data", "samples"),
+    [
+        ("tiny", 4),
+        pytest.param("demo", 4, marks=pytest.mark.slow),
+        pytest.param("demo", 5, marks=pytest.mark.slow),  # a last batch of three rows
+    ],
+)
+def test_a_forecast_takes_no_more_memory_than_was_said(
+    bundle, case_folder, tmp_path, data, samples
+):
     demo = Path(preview.__file__).parent / "data"
     engine, case = (
         (bundle, case_folder) if data == "tiny" else (demo / DEMO_BUNDLE, demo / DEMO_CASE)
     )
-    words = [sys.executable, "-c", MEASURED, *map(str, (engine, case, tmp_path / "out"))]
-    peak, said = map(int, subprocess.check_output(words, text=True).split())
-    assert peak <= said < 1.3 * peak
+    words = [sys.executable, "-c", MEASURED, *map(str, (engine, case, tmp_path / "out", samples))]
+    peak_mb, said = peak_of(words, tmp_path)
+    assert peak_mb <= int(said) / 1e6 < 1.4 * peak_mb + 60
 
 
 @pytest.mark.parametrize(
