@@ -70,14 +70,14 @@ def normal(
     identity = (("slice", slice_index), ("sample", sample), ("step", step))
     rest = [np.array(check_word(name, value), dtype=np.uint32) for name, value in identity]
     words = philox4x32((blocks, *rest), (seed & 0xFFFFFFFF, seed >> 32))
-    values = np.empty((len(blocks), 4))
+    values = np.empty((len(blocks), 4), dtype=np.float32)  # rounds what is written
     for pair in (0, 2):
         u = (words[pair] + 1.0) * 2.0**-32
         radius = np.sqrt(-2.0 * np.log(u))
         angle = (2.0 * np.pi) * (words[pair + 1] * 2.0**-32)
         values[:, pair] = radius * np.cos(angle)
         values[:, pair + 1] = radius * np.sin(angle)
-    return values.ravel()[: math.prod(shape)].reshape(shape).astype(np.float32)
+    return values.ravel()[: math.prod(shape)].reshape(shape)
 
 
 @dataclass(frozen=True)
