@@ -75,17 +75,22 @@ def eager(denoiser: Denoiser, feed: Arrays, chunk: int | None) -> Run:
 
 def compiled(denoiser: Denoiser, feed: Arrays) -> Run:
     """torch.compile with frozen weights; compiles in the warm-up."""
-    import torch._inductor.config as inductor
-
-    inductor.freezing = True
     tensors = [torch.from_numpy(a) for a in feed]
-    program = torch.compile(denoiser, dynamic=False)
+    program = compiled_program(denoiser)
 
     def run() -> Arrays:
         with torch.no_grad():
             return [y.numpy() for y in program(*tensors)]
 
     return run
+
+
+def compiled_program(denoiser: Denoiser) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """Compiles at its first call, under `no_grad`; weights are constants of it."""
+    import torch._inductor.config as inductor
+
+    inductor.freezing = True
+    return torch.compile(denoiser, dynamic=False)
 
 
 def onnxruntime(model: bytes, feed: Arrays, threads: int) -> Run:
@@ -99,6 +104,14 @@ def onnxruntime(model: bytes, feed: Arrays, threads: int) -> Run:
 
 def openvino(model: bytes, feed: Arrays, threads: int) -> Run:
     """The same graph with static shapes, in fp32."""
+    request = openvino_request(model, feed, threads)
+    return lambda: request(feed)
+
+
+def openvino_request(
+    model: bytes, feed: Arrays, threads: int, precision: str = "f32"
+) -> Callable[[Arrays], Arrays]:
+    """Inputs of the shapes of `feed` -> noise estimate and logits; precision "f32" or "bf16"."""
     import openvino as ov
 
     core = ov.Core()
@@ -107,13 +120,12 @@ def openvino(model: bytes, feed: Arrays, threads: int) -> Run:
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
     }
-    ready = core.compile_model(graph, "CPU", settings)
-    request = ready.create_infer_request()
+    request = core.compile_model(graph, "CPU", settings).create_infer_request()
 
-    def run() -> Arrays:
-        result = request.infer(feed)
+    def run(inputs: Arrays) -> Arrays:
+        result = request.infer(inputs)
         return [np.array(result[name]) for name in ("eps", "mask_logits")]
 
     return run

@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 FLOOR = ("floor_ms", "floor_kind", "roofline_fraction")
 NO_FLOOR = "no_floor"
 QUALITY = "quality"
-PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "triton")
+PACKAGES = ("diffusers", "numpy", "onnxruntime", "openvino", "torch", "triton")
 GPU_FIELDS = {
     "name": "name",
     "driver": "driver_version",

@@ -1,5 +1,6 @@
 """docs/ as a site: built strictly, whole, and loading nothing from elsewhere."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -121,6 +122,45 @@ def test_pictures_diagrams_and_the_notebook_are_in_the_site(site, pages):
     assert len(diagrams) == source.count("```mermaid") == 2
     for words in ("conditioner, once a", "tadiff-export", "orientation, scale"):
         assert any(words in diagram for diagram in diagrams)
+
+
+CHART = """xychart-beta%s
+    title "how long"
+    x-axis ["a, b", "c (d)", "e"]
+    y-axis "seconds" 0 --> 30
+    bar [1.5, 25.4, 12]
+    line [2, 20, 13]
+"""
+
+
+def hooks():
+    spec = importlib.util.spec_from_file_location("site_hooks", DOCS / "site_hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("way", ["", " horizontal"])
+def test_charts_are_drawn_with_names_and_figures(way):
+    drawn = hooks().diagram(CHART % way)
+    assert "\n" not in drawn
+    for words in ("how long", "a, b", "c (d)", ">1.5<", ">25.4<", ">12<"):
+        assert words in drawn
+    assert hooks().diagram(CHART % way) == drawn, "not the same twice"
+    bars = re.findall(r'<path d="([^"]*)"[^>]*style="fill: #0072b2', drawn)
+    assert len(bars) == 3
+
+
+def test_a_chart_that_is_not_understood_stops_the_build():
+    with pytest.raises(ValueError, match="pies"):
+        hooks().xychart(CHART % "" + "    pies [1]")
+
+
+def test_the_charts_of_the_performance_page_are_drawn(pages):
+    source = (DOCS / "performance.md").read_text(encoding="utf-8")
+    drawn = re.findall(r'<div class="diagram"><svg', pages["performance.html"].text)
+    assert len(drawn) == source.count("```mermaid")
+    assert "xychart-beta" not in pages["performance.html"].text
 
 
 def test_the_site_can_be_searched(site):

@@ -20,11 +20,13 @@ from tests.mutants import (
     benchmarks,
     cohort,
     conditioning,
+    contestants,
     corpus,
     derivatives,
     device,
     distill,
     docs,
+    end_to_end,
     endings,
     ensemble_step,
     evaluation,
@@ -35,9 +37,13 @@ from tests.mutants import (
     input,
     layouts,
     losses,
+    memory_scaling,
     metrics,
+    performance,
     runtime,
+    sampler_kernels,
     solver_step,
+    startup,
     what_if,
 )
 from tests.mutants.mutant import Mutant
@@ -68,6 +74,12 @@ KINDS = (
     docs,
     endings,
     corpus,
+    startup,
+    end_to_end,
+    memory_scaling,
+    sampler_kernels,
+    contestants,
+    performance,
 )
 MUTANTS = tuple(mutant for kind in KINDS for mutant in kind.MUTANTS)
 PARTS = ("tadiff_rt", "tadiff_train", "tadiff_export", "kernels", "benchmarks", "tests", "docs")

@@ -1,0 +1,201 @@
+"""Faults in where the time of forecasts and exports is said to go."""
+
+from tests.mutants.mutant import Mutant
+
+WATCH, E2E = "tests/rt/test_stopwatch.py", "tests/benchmarks/test_end_to_end.py"
+EXPORT = "tests/benchmarks/test_export_time.py"
+STOPWATCH, BATCHES = "tadiff_rt/stopwatch.py", "tadiff_rt/batches.py"
+FORECAST, COMMANDS = "tadiff_rt/forecast.py", "tadiff_rt/commands.py"
+END_TO_END, EXPORT_TIME = "benchmarks/end_to_end.py", "benchmarks/export_time.py"
+MADE = "benchmarks/made_case.py"
+MUTANTS = (
+    Mutant(
+        "the last stage of the order counts, not the first",
+        STOPWATCH,
+        "for stage, count in self._inside.items() if count",
+        "for stage, count in reversed(self._inside.items()) if count",
+        WATCH,
+    ),
+    Mutant(
+        "a stage is counted again by every thread in it",
+        STOPWATCH,
+        "self._seconds[counted] += now - self._since",
+        "self._seconds[counted] += self._inside[counted] * (now - self._since)",
+        WATCH,
+    ),
+    Mutant(
+        "time between stages counts as the next one",
+        STOPWATCH,
+        "            self._since = now\n",
+        "            self._since = now if counted else self._since\n",
+        WATCH,
+    ),
+    Mutant(
+        "a stage that an exception ends stays open",
+        STOPWATCH,
+        "        try:\n            yield\n        finally:\n            self._pass(name, -1)",
+        "        yield\n        self._pass(name, -1)",
+        WATCH,
+    ),
+    Mutant(
+        "a stage keeps what was split off",
+        STOPWATCH,
+        "        self.seconds[name] -= sum(parts.values())\n",
+        "",
+        WATCH,
+    ),
+    Mutant(
+        "what all forecasts have in common counts for each",
+        STOPWATCH,
+        "            if name not in once:\n                total",
+        "            if name:\n                total",
+        WATCH,
+    ),
+    Mutant(
+        "first noise is part of nothing",
+        BATCHES,
+        '        with self._watch.stage("noise"):\n            start =',
+        '        with self._watch.stage("solve"):\n            start =',
+        WATCH,
+    ),
+    Mutant(
+        "the network is part of the solver",
+        BATCHES,
+        'with self._watch.stage("denoise"):',
+        'with self._watch.stage("solve"):',
+        WATCH,
+    ),
+    Mutant(
+        "sampling holds its parts",
+        FORECAST,
+        '        watch.split("sample", runner.seconds)\n',
+        "        watch.seconds.update(runner.seconds)\n",
+        WATCH,
+    ),
+    Mutant(
+        "all scenarios share one stopwatch",
+        FORECAST,
+        "watch.copy(),",
+        "watch,",
+        WATCH,
+    ),
+    Mutant(
+        "loading is told by no stage",
+        COMMANDS,
+        "seconds = whole(stages, time.perf_counter() - start)",
+        "seconds = whole(watch.seconds, time.perf_counter() - start)",
+        WATCH,
+    ),
+    Mutant(
+        "the total ends before files are hashed",
+        COMMANDS,
+        '    with watch.stage("hash"):\n        files = result.files()\n',
+        "    files = result.files()\n",
+        WATCH,
+    ),
+    Mutant(
+        "what is not accounted for is not what is left",
+        END_TO_END,
+        "REST: wall - sum(found.values())",
+        'REST: seconds["other"]',
+        E2E,
+    ),
+    Mutant(
+        "a new stage is left out in silence",
+        END_TO_END,
+        "if sorted(stages) != sorted(known):",
+        "if not set(known) <= set(stages):",
+        E2E,
+    ),
+    Mutant(
+        "a share of what was told",
+        END_TO_END,
+        "share = run.parts[REST] / run.wall",
+        "share = run.parts[REST] / 100",
+        E2E,
+    ),
+    Mutant(
+        "only two of three runs are compared",
+        END_TO_END,
+        "any(files != written[0] for files in written)",
+        "any(files != written[0] for files in written[:2])",
+        E2E,
+    ),
+    Mutant(
+        "the floor is padded",
+        END_TO_END,
+        "    full, last = divmod(rows, batch)\n",
+        "    full, last = math.ceil(rows / batch), 0\n",
+        E2E,
+    ),
+    Mutant(
+        "partial batches are padded",
+        END_TO_END,
+        "return rows if partial else",
+        "return rows if not partial else",
+        E2E,
+    ),
+    Mutant(
+        "a failed process is timed",
+        END_TO_END,
+        "    if ended.returncode:\n",
+        "    if ended.returncode < 0:\n",
+        E2E,
+    ),
+    Mutant(
+        "the tumour shrinks",
+        MADE,
+        "(number + 1) / len(SESSIONS)",
+        "1 - number / len(SESSIONS)",
+        E2E,
+    ),
+    Mutant(
+        "the made bundle claims to be certified",
+        MADE,
+        'workshop.judge.draft.having(workshop.graphs.artefact(lowered, data, "fp32"), data)',
+        "workshop.make()",
+        E2E,
+    ),
+    Mutant(
+        "every remark ends the reading",
+        EXPORT_TIME,
+        "self.seconds.setdefault(READ, [time.perf_counter() - self._start])",
+        "self.seconds.setdefault(READ, []).append(time.perf_counter() - self._start)",
+        EXPORT,
+    ),
+    Mutant(
+        "of a stage that came twice the last counts",
+        EXPORT_TIME,
+        "self.seconds.setdefault(title, []).append(time.perf_counter() - start)",
+        "self.seconds[title] = [time.perf_counter() - start]",
+        EXPORT,
+    ),
+    Mutant(
+        "the rest of an export is all of it",
+        EXPORT_TIME,
+        "[whole - sum(map(sum, stages.seconds.values()))]",
+        "[whole]",
+        EXPORT,
+    ),
+    Mutant(
+        "a missing engine has no row",
+        EXPORT_TIME,
+        "return [*table, total, *missing, *written]",
+        "return [*table, total, *written]",
+        EXPORT,
+    ),
+    Mutant(
+        "a graph is not compared",
+        EXPORT_TIME,
+        "check('the graph', got, eager(denoiser, feed, None)())",
+        "check('the graph', got, got)",
+        EXPORT,
+    ),
+    Mutant(
+        "a written file is not read back in its floor",
+        EXPORT_TIME,
+        "works = [Work(2 * len(data))]",
+        "works = [Work(len(data))]",
+        EXPORT,
+    ),
+)

@@ -1,0 +1,238 @@
+"""Faults in the memory that is stated, and in the benchmarks of memory and scaling."""
+
+from tests.mutants.mutant import Mutant
+
+PREVIEW, PAGE = "tadiff_rt/preview.py", "tadiff_rt/html/page.py"
+VIEWER, VOXELS = "tadiff_rt/html/viewer.py", "tadiff_rt/html/voxels.py"
+FITS, MEMORY, PEAK = "benchmarks/fits.py", "benchmarks/memory.py", "benchmarks/peak.py"
+SCALING, SIZE = "benchmarks/scaling.py", "benchmarks/image_size.py"
+TEST_PREVIEW = "tests/rt/test_preview.py"
+TEST_MEMORY, TEST_SCALING = "tests/benchmarks/test_memory.py", "tests/benchmarks/test_scaling.py"
+
+MUTANTS = (
+    Mutant(
+        "the last batch is not tried",
+        PREVIEW,
+        "        seconds += rest / last * _seconds_a_call(forecaster, ready, last)\n",
+        "        pass\n",
+        f"{TEST_PREVIEW}::test_batches_are_tried_as_a_forecast_has_them",
+    ),
+    Mutant(
+        "buckets that never fill are tried",
+        PREVIEW,
+        "    if buckets:\n",
+        "    if True:\n",
+        f"{TEST_PREVIEW}::test_batches_are_tried_as_a_forecast_has_them",
+    ),
+    Mutant(
+        "a padded batch takes no time",
+        PREVIEW,
+        "    if rest and not backend.partial:\n",
+        "    if False:\n",
+        f"{TEST_PREVIEW}::test_batches_are_counted_by_scenario",
+    ),
+    Mutant(
+        "time of a batch that may not come",
+        PREVIEW,
+        "seconds += rest / last * _seconds_a_call",
+        "seconds += _seconds_a_call",
+        f"{TEST_PREVIEW}::test_batches_are_counted_by_scenario",
+    ),
+    Mutant(
+        "slices that are left count as all",
+        PREVIEW,
+        "left = range(1, slices + 1) if resumable else (slices,)",
+        "left = (slices,)",
+        f"{TEST_PREVIEW}::test_how_many_rows_the_last_batch_has_at_most",
+    ),
+    Mutant(
+        "an open number of samples is the largest",
+        PREVIEW,
+        "    if ready.size.volume_ci is not None:\n        return batch - 1\n",
+        "",
+        f"{TEST_PREVIEW}::test_how_many_rows_the_last_batch_has_at_most",
+    ),
+    Mutant(
+        "the peak of the parent",
+        PREVIEW,
+        "    if status.exists():\n",
+        "    if False:\n",
+        f"{TEST_PREVIEW}::test_the_peak_is_that_of_the_process_not_of_its_parent",
+    ),
+    Mutant(
+        "memory now for memory at the peak",
+        PREVIEW,
+        's.startswith("VmHWM:")',
+        's.startswith("VmRSS:")',
+        f"{TEST_PREVIEW}::test_the_peak_is_that_of_the_process_not_of_its_parent",
+    ),
+    Mutant(
+        "the page is not counted",
+        PREVIEW,
+        "    if page:  # after both\n",
+        "    if False:\n",
+        f"{TEST_PREVIEW}::test_a_page_is_counted_where_it_is_asked_for",
+    ),
+    Mutant(
+        "the page is lost on the way",
+        PREVIEW,
+        "_bytes_to_come(ready, backend.batch, workers, page=page)",
+        "_bytes_to_come(ready, backend.batch, workers)",
+        f"{TEST_PREVIEW}::test_a_page_is_counted_where_it_is_asked_for",
+    ),
+    Mutant(
+        "texts of a page are forgotten",
+        PAGE,
+        " + WORKING * 4 * voxels + TEXTS * MAX_BYTES",
+        " + voxels",
+        f"{TEST_PREVIEW}::test_a_page_takes_no_more_memory_than_it_says",
+    ),
+    Mutant(
+        "a page keeps the voxels of every plan",
+        VOXELS,
+        "        if again:\n            self._voxels[name] = voxels\n",
+        "        self._voxels[name] = voxels\n",
+        f"{TEST_PREVIEW}::test_of_many_plans_a_page_keeps_no_voxels_but_one_a_day",
+    ),
+    Mutant(
+        "the first plan of a day is forgotten",
+        VIEWER,
+        'again = all(plan["day"] != scenario.day for plan in self.plans)',
+        "again = not self.plans",
+        "tests/rt/test_html.py",
+    ),
+    Mutant(
+        "residuals in units of y",
+        FITS,
+        "float(np.abs(apart / np.asarray(y)).max())",
+        "float(np.abs(apart).max())",
+        f"{TEST_MEMORY}::test_a_line_is_that_of_least_squares",
+    ),
+    Mutant(
+        "the mean residual for the largest",
+        FITS,
+        "np.asarray(y)).max())",
+        "np.asarray(y)).mean())",
+        f"{TEST_MEMORY}::test_a_line_is_that_of_least_squares",
+    ),
+    Mutant(
+        "a child begins with the peak of the benchmark",
+        PEAK,
+        '[sys.executable, "-S", "-c", LAUNCH, *words]',
+        '[sys.executable, "-S", "-c", LAUNCH.replace("used.ru_maxrss", '
+        "\"max(used.ru_maxrss, __import__('resource').getrusage(0).ru_maxrss)\"), *words]",
+        f"{TEST_MEMORY}::test_a_peak_is_that_of_the_process_alone",
+    ),
+    Mutant(
+        "a process that failed is measured",
+        PEAK,
+        "sys.exit(os.waitstatus_to_exitcode(status) != 0)",
+        "sys.exit(0)",
+        f"{TEST_MEMORY}::test_a_process_that_fails_has_no_peak",
+    ),
+    Mutant(
+        "a bound always holds",
+        MEMORY,
+        '"within": peak_mb <= bound_mb',
+        '"within": bound_mb > 0',
+        f"{TEST_MEMORY}::test_a_bound_that_is_passed_is_said",
+    ),
+    Mutant(
+        "the memory of fewer samples",
+        MEMORY,
+        "or drawn != {(asked.samples, asked.slices)}:",
+        "or len(drawn) != 1:",
+        f"{TEST_MEMORY}::test_the_memory_of_another_result_is_not_shown",
+    ),
+    Mutant(
+        "shrinking memory is constant",
+        MEMORY,
+        "abs(growth) < CONSTANT",
+        "growth < CONSTANT",
+        f"{TEST_MEMORY}::test_growth_over_the_axis_decides_what_is_constant",
+    ),
+    Mutant(
+        "growth of one step for that of the axis",
+        MEMORY,
+        "growth = line.slope * largest / peaks_mb[largest]",
+        "growth = line.slope / peaks_mb[largest]",
+        f"{TEST_MEMORY}::test_growth_over_the_axis_decides_what_is_constant",
+    ),
+    Mutant(
+        "the floor without differences",
+        MEMORY,
+        " + differences * maps\n",
+        "\n",
+        f"{TEST_MEMORY}::test_the_floor_counts_graphs_volumes_and_a_bucket",
+    ),
+    Mutant(
+        "partial buckets on the axis of samples",
+        MEMORY,
+        "n: replace(start, slices=(first, first + 1), samples=n)",
+        "n: replace(start, samples=n)",
+        f"{TEST_MEMORY}::test_one_number_changes_at_a_time",
+    ),
+    Mutant(
+        "padding in the floor",
+        SCALING,
+        "((batch, full), (rest, 1))",
+        "((batch, full), (batch, min(rest, 1)))",
+        f"{TEST_SCALING}::test_the_floor_is_of_the_rows_that_were_computed",
+    ),
+    Mutant(
+        "the floor of one step",
+        SCALING,
+        "work.times(calls * self.plan.nfe)",
+        "work.times(calls)",
+        f"{TEST_SCALING}::test_the_floor_is_of_the_rows_that_were_computed",
+    ),
+    Mutant(
+        "other bits are timed",
+        SCALING,
+        "        if len(seen) != 1:\n",
+        "        if not seen:\n",
+        f"{TEST_SCALING}::test_other_bits_are_not_timed",
+    ),
+    Mutant(
+        "all plans are worth what the first is",
+        SCALING,
+        "quality = SAME_BITS if alike else plan_quality(loop.plan)",
+        "quality = SAME_BITS if alike else plan_quality(next(iter(loops.values())).plan)",
+        f"{TEST_SCALING}::test_steps_are_worth_what_their_plans_are",
+    ),
+    Mutant(
+        "a bucket and one row padded to one bucket",
+        SCALING,
+        '-(-int(row["contestant"]) // full)',
+        '(int(row["contestant"]) // full or 1)',
+        f"{TEST_SCALING}::test_what_padding_would_cost",
+    ),
+    Mutant(
+        "every worker has all threads",
+        SCALING,
+        "self.engine, self.threads // n, slices=self.threads, workers=n",
+        "self.engine, self.threads, slices=self.threads, workers=n",
+        f"{TEST_SCALING}::test_cores_are_shared_in_every_way",
+    ),
+    Mutant(
+        "a later call for the first",
+        SCALING,
+        "1000 * (seconds[0] - min(seconds[1:]))",
+        "1000 * (seconds[1] - min(seconds[1:]))",
+        f"{TEST_SCALING}::test_setting_up_is_what_only_the_first_call_takes",
+    ),
+    Mutant(
+        "arithmetic of convolutions alone",
+        SIZE,
+        "for layer in self.layers if kind in layer.kind",
+        'for layer in self.layers if (kind or "conv") in layer.kind',
+        f"{TEST_SCALING}::test_sizes_are_compared_with_their_arithmetic",
+    ),
+    Mutant(
+        "NaN agrees with PyTorch",
+        SIZE,
+        "if not self.apart <= AGREES:",
+        "if self.apart > AGREES:",
+        f"{TEST_SCALING}::test_a_network_that_disagrees_with_pytorch_is_not_timed",
+    ),
+)
