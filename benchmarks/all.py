@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import performance
-from benchmarks.harness import RESULTS, row, save
+from benchmarks.harness import RESULTS, row, save, versions
 
 QUESTIONS = {
     "startup": "What does it take to install and to start?",
@@ -30,13 +30,19 @@ QUESTIONS = {
 }
 """What each answers, in the order they run."""
 ALL = "all"
+COMMIT = str(versions()["commit"])
 
 
 def run(question: str, work: Path) -> tuple[float, int]:
     """Seconds and exit code of a question."""
     start = time.perf_counter()
     # Made bundles are shared, and choices that a user's machine has cached are not.
-    environment = {**os.environ, "WORK": str(work), "TADIFF_CACHE": str(work / "cache")}
+    environment = {
+        **os.environ,
+        "WORK": str(work),
+        "TADIFF_CACHE": str(work / "cache"),
+        "COMMIT": COMMIT,  # before rows are written, which are files of the repository
+    }
     command = [sys.executable, "-m", f"benchmarks.{question}"]
     code = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode
     return time.perf_counter() - start, code

@@ -44,6 +44,14 @@ def spread(quality: Any) -> str:
     return f"{100 * low:.0f} to {100 * high:.0f} %{mark}"
 
 
+def certificate(quality: Any) -> str:
+    """Whether the certificate of a plan passes; how many of its checks fail."""
+    if "certificate" not in quality:
+        return "-"
+    said = str(quality["certificate"])
+    return said if said == "passes" else f"{said.count(';') + 1} of its checks fail"
+
+
 def reached(row: Row) -> str:
     """Share of the floor."""
     return f"{row['roofline_fraction']:.0%}" if "roofline_fraction" in row else "-"
@@ -79,7 +87,7 @@ def one_slice(rows: list[Row]) -> str:
     base = every[PUBLISHED]["ms"]
     head = [
         "", "time", "steps run", "faster than the published", "of its floor", "spread kept",
-        "memory", "page faults a step",
+        "memory", "page faults an evaluation",
     ]  # fmt: skip
     lines = []
     for name, row in every.items():
@@ -95,8 +103,9 @@ def one_slice(rows: list[Row]) -> str:
                 times(base / row["ms"]),
                 reached(row),
                 spread(row["quality"]),
+                certificate(row["quality"]),
                 f"{row['peak_mb'] / 1e3:.2f} GB",
-                f"{row['page_faults_a_step'] / 1e3:.0f} k",
+                f"{row['page_faults_an_evaluation'] / 1e3:.0f} k",
             ]
         )
     return table(head, lines)

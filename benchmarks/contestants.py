@@ -2,8 +2,8 @@
 
 All run configuration A (or what `Slice` says) with the same made-up weights, sources, days and
 treatments. Those that follow the same plan start from the same noise, so their images must agree.
-Each writes the network's first noise estimate and the images of its last step to OUT/NAME.npz,
-and calls the gate before every evaluation.
+Each writes the network's first noise estimate to "OUT/NAME eps.npy" and, where it comes to its
+end, the images to "OUT/NAME images.npy", and calls the gate before every evaluation.
 """
 
 from collections.abc import Callable
@@ -36,6 +36,7 @@ DAYS, TREATMENTS = (0.0, 30.0, 60.0, 150.0), (0.0, 0.0, 1.0, 1.0)
 X0_RANGE = (0.0, 1.0)
 SCHEDULE = NoiseSchedule.linear()
 PUBLISHED_STEPS, MASK_STEPS = 600, 10
+AT_PUBLISHED = "eager at the first time of the published loop"
 
 Columns = dict[str, Any]
 Array = NDArray[np.float32]
@@ -67,10 +68,10 @@ class Slice:
         rows = [(0, sample) for sample in range(self.samples)]
         return NoiseSource(0).initial(rows, (NUM_MODALITIES, self.size, self.size))
 
-    def write(self, name: str, eps: Any, images: Any) -> None:
-        """What is compared between contestants."""
-        arrays = {"eps": np.asarray(eps), "images": np.asarray(images)}
-        np.savez(Path(self.out) / f"{name}.npz", **arrays)
+    def write(self, name: str, **arrays: Any) -> None:
+        """What is compared between contestants: `eps`, `images`."""
+        for kind, array in arrays.items():
+            np.save(Path(self.out) / f"{name} {kind}.npy", np.asarray(array))
 
 
 class Eager:
@@ -117,7 +118,7 @@ def published(gate: Gate, **work: Any) -> Columns:
             if t <= MASK_STEPS:
                 masks += float(weight[t - 1]) * logits
             if t == PUBLISHED_STEPS:
-                of.write("published", eps, x)
+                of.write("published", eps=eps, images=x)
     return {}
 
 
@@ -127,23 +128,23 @@ def eager(gate: Gate, *, name: str, solver: str, steps: int, grid: str, **work: 
     of = Slice(**work)
     with attention(five_passes):
         net = Eager(of)
-        net(torch.from_numpy(of.noise()), 1.0)
+        eps, _ = net(torch.from_numpy(of.noise()), PUBLISHED_STEPS)
+        of.write(AT_PUBLISHED, eps=eps)
         return _solved(gate, of, name, make_plan(SCHEDULE, solver, steps, grid), net)
 
 
 def _solved(gate: Gate, of: Slice, name: str, plan: SolverPlan, denoise: Denoise) -> Columns:
     """Runs a plan on tensors."""
-    first: list[Tensor] = []
 
     def in_turn(x: Tensor, t: float, i: int) -> tuple[Tensor, Tensor]:
         gate()
         eps, logits = denoise(x, t, i)
-        if not first:
-            first.append(eps.clone())
+        if i == 0:
+            of.write(name, eps=eps)
         return eps, logits
 
     images, _ = solve(in_turn, torch.from_numpy(of.noise()), plan, None, None, X0_RANGE)
-    of.write(name, first[0], images)
+    of.write(name, images=images)
     return {}
 
 
@@ -153,7 +154,6 @@ def diffusers(gate: Gate, *, steps: int, **work: Any) -> Columns:
     of = Slice(**work)
     run = their_default(SCHEDULE, steps)
     times = run.times()
-    first: list[Tensor] = []
     with attention(five_passes):
         net = Eager(of)
         net(torch.from_numpy(of.noise()), 1.0)
@@ -161,12 +161,11 @@ def diffusers(gate: Gate, *, steps: int, **work: Any) -> Columns:
         def denoise(x: Array, i: int) -> Array:
             gate()
             eps, _ = net(torch.from_numpy(x), times[i])
-            if not first:
-                first.append(eps.clone())
+            if i == 0:
+                of.write("diffusers", eps=eps)
             return eps.numpy()
 
-        images = run.sample(denoise, of.noise(), None)
-    of.write("diffusers", first[0], images)
+        of.write("diffusers", images=run.sample(denoise, of.noise(), None))
     return {}
 
 
@@ -180,6 +179,7 @@ def compiled(gate: Gate, *, steps: int, **work: Any) -> Columns:
     shifts = conditioner(*given)
     sources = torch.from_numpy(of.sources()).expand(of.samples, -1, -1, -1).contiguous()
     x = torch.from_numpy(of.noise())
+    engines_cpu.in_blocks(denoiser, engines_cpu.QUERY_CHUNK)
     run = engines_cpu.compiled_program(denoiser)
     run(sources, x, shifts[:1])
     return _solved(gate, of, "compiled", plan, lambda x, t, i: run(sources, x, shifts[i : i + 1]))
@@ -196,17 +196,16 @@ def openvino(gate: Gate, *, bundle: str, steps: int, precision: str, **work: Any
     feed = [sources, of.noise(), shifts[:1]]
     run = engines_cpu.openvino_request(graph, feed, of.threads, precision)
     run(feed)
-    first: list[Array] = []
 
     def denoise(x: Array, t: float, i: int) -> tuple[Array, Array]:
         gate()
         eps, logits = run([sources, x, shifts[i : i + 1]])
-        if not first:
-            first.append(eps)
+        if i == 0:
+            of.write(f"openvino {precision}", eps=eps)
         return eps, logits
 
     images, _ = solve(denoise, of.noise(), plan, None, None, X0_RANGE)
-    of.write(f"openvino {precision}", first[0], images)
+    of.write(f"openvino {precision}", images=images)
     return {}
 
 
@@ -237,5 +236,5 @@ def runtime(gate: Gate, *, bundle: str, preset: str, **work: Any) -> Columns:
     rows = [(0, sample) for sample in range(of.samples)]
     drawn = BatchRunner(backend, sampling, shifts, of.sources()).run(rows)
     images = np.stack([image for _, image, _ in drawn])
-    of.write(preset, np.concatenate(first), images)
+    of.write(preset, eps=np.concatenate(first), images=images)
     return {"rows_a_call": backend.batch}

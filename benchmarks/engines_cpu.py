@@ -22,7 +22,7 @@ from benchmarks.harness import append, matmul_rate, row, run_in_turns
 from tadiff_export.norms import lower_group_norms
 from tadiff_export.onnx import denoiser_to_onnx
 from tadiff_export.split import Denoiser, split
-from tadiff_rt.backends.ort import BATCH, session_options
+from tadiff_rt.backends.ort import BATCH, denoiser_options
 from tadiff_train.network import AttentionBlock, NetworkConfig, TaDiffNet
 
 CONV_GFLOP, ATTENTION_GFLOP = 34.14, 11.21
@@ -59,14 +59,19 @@ def inputs(denoiser: Denoiser, batch: int, size: int) -> Arrays:
     return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
 
 
+def in_blocks(denoiser: Denoiser, chunk: int | None) -> None:
+    """Attention over `chunk` rows of the score matrix at a time."""
+    for module in denoiser.modules():
+        if isinstance(module, AttentionBlock):
+            module.query_chunk = chunk
+
+
 def eager(denoiser: Denoiser, feed: Arrays, chunk: int | None) -> Run:
     """PyTorch as it is; with `chunk` attention in blocks that stay in cache."""
     tensors = [torch.from_numpy(a) for a in feed]
 
     def run() -> Arrays:
-        for module in denoiser.modules():
-            if isinstance(module, AttentionBlock):
-                module.query_chunk = chunk
+        in_blocks(denoiser, chunk)
         with torch.inference_mode():
             return [y.numpy() for y in denoiser(*tensors)]
 
@@ -95,7 +100,7 @@ def compiled_program(denoiser: Denoiser) -> Callable[..., tuple[torch.Tensor, to
 
 def onnxruntime(model: bytes, feed: Arrays, threads: int) -> Run:
     """As the runtime loads a bundle."""
-    options = session_options(threads)
+    options = denoiser_options(threads)
     options.add_free_dimension_override_by_name(BATCH, len(feed[0]))
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     named = dict(zip(("sources", "x_t", "shifts"), feed, strict=True))

@@ -65,19 +65,23 @@ class Roofline:
 
     @classmethod
     def of_this_cpu(cls, threads: int) -> "Roofline":
-        """Measured now, by PyTorch, in fp32: a large copy and a large matrix product."""
+        """Measured now, by PyTorch: a large copy, and large matrix products in fp32 and bf16."""
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
             a, b = torch.rand(2, PRODUCT_SIZE, PRODUCT_SIZE)
+            a_half, b_half = a.bfloat16(), b.bfloat16()
             image, copied = torch.rand(2, COPY_BYTES // 4)
-            seconds = run_in_turns(
-                {"product": lambda: a @ b, "copy": lambda: copied.copy_(image)}, 7
-            )
+            runs = {
+                "fp32": lambda: a @ b,
+                "bf16": lambda: a_half @ b_half,
+                "copy": lambda: copied.copy_(image),
+            }
+            seconds = {k: statistics.median(v) for k, v in run_in_turns(runs, 7).items()}
         finally:
             torch.set_num_threads(before)
-        product, copy = (statistics.median(seconds[name]) for name in ("product", "copy"))
-        return cls(2 * COPY_BYTES / copy, {"fp32": 2 * PRODUCT_SIZE**3 / product})
+        rates = {dtype: 2 * PRODUCT_SIZE**3 / seconds[dtype] for dtype in ("fp32", "bf16")}
+        return cls(2 * COPY_BYTES / seconds["copy"], rates)
 
     def as_row(self, case: str) -> Row:
         """The rates themselves, for the table that shows what a share is a share of."""

@@ -13,7 +13,7 @@ from benchmarks.network_cost import layers, works
 from tadiff_export.norms import lower_group_norms
 from tadiff_export.onnx import denoiser_to_onnx
 from tadiff_export.split import split
-from tadiff_rt.backends.ort import BATCH, OUTPUTS, PROVIDER, session_options
+from tadiff_rt.backends.ort import BATCH, OUTPUTS, PROVIDER, denoiser_options
 from tadiff_train.network import NetworkConfig
 
 AGREES = 1e-4
@@ -27,7 +27,7 @@ class Evaluation:
         self.layers, self.apart = layers(config, size), float("inf")
         self._denoiser = split(network(config))[1]
         graph = lower_group_norms(denoiser_to_onnx(self._denoiser, size)).SerializeToString()
-        options = session_options(threads)
+        options = denoiser_options(threads)
         options.add_free_dimension_override_by_name(BATCH, 1)
         self._session = ort.InferenceSession(graph, options, providers=[PROVIDER])
         rng = np.random.default_rng(0)

@@ -129,9 +129,15 @@ def floor_mb(asked: Asked) -> float:
     return float(graphs + FLOAT * (rows * most + volumes * voxels)) / MB
 
 
+def bucket_of(asked: Asked) -> int:
+    """Rows of a call of the network."""
+    return open_bundle(asked.engine).manifest.denoisers[0].batch or 1
+
+
 def axes(start: Asked) -> dict[str, dict[int, Asked]]:
-    """Name -> number -> request, each from `start` with one slice on."""
-    first = start.slices[0]
+    """Name -> number -> request, each from `start` with one slice and a full bucket of samples."""
+    first, bucket = start.slices[0], bucket_of(start)
+    start = replace(start, samples=bucket)
     plans = {
         1: start,
         2: replace(start, treatments=("TMZ", "none")),
@@ -141,10 +147,8 @@ def axes(start: Asked) -> dict[str, dict[int, Asked]]:
         "slices": {
             n: replace(start, slices=tuple(range(first, first + n))) for n in (1, 2, 4, 8, 12)
         },
-        # A bucket each, or two: those that do not fill it have rows of their own.
-        "samples": {
-            n: replace(start, slices=(first, first + 1), samples=n) for n in (2, 4, 8, 16)
-        },
+        # Full buckets: those that are not have rows of their own, "last batch".
+        "samples": {n: replace(start, samples=n) for n in (bucket, 2 * bucket, 4 * bucket)},
         SCENARIOS: plans,
         "steps": {n: replace(start, steps=n) for n in (2, 8, 20)},
     }
@@ -201,7 +205,10 @@ def before(start: Asked) -> list[Row]:
 
 def last_batch(start: Asked) -> list[Row]:
     """Buckets that are not full: their rows run in a graph of their own."""
-    requests = [replace(start, samples=samples) for samples in (5, 6, 7)]
+    requests = [
+        replace(start, samples=samples)
+        for samples in range(bucket_of(start) + 1, bucket_of(start) + 4)
+    ]
     return [predict_row(f"last batch/{asked.samples}", asked) for asked in requests]
 
 

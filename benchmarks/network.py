@@ -3,9 +3,10 @@
 `python -m benchmarks.network`. Configuration A at 192 x 192, batches of 1 and 5, made-up weights,
 all cores. Engines run in processes of their own and take turns (`benchmarks.turns`); eager PyTorch
 also with an allocator that keeps its memory, which is worth as much as some engines are. "tuned"
-is eager PyTorch with attention in blocks that stay in cache, channels last. Rows are of one image.
-No row is written unless its noise estimate agrees with eager PyTorch. bf16 runs where the
-processor multiplies in it; its difference says what that costs.
+is eager PyTorch with attention in blocks that stay in cache, channels last; torch.compile has such
+blocks and an allocator that keeps its memory, which is its best. Rows are of one image. No row is
+written unless its noise estimate agrees with eager PyTorch. bf16 runs where the processor
+multiplies in it; its difference says what that costs.
 """
 
 import tempfile
@@ -25,15 +26,17 @@ from benchmarks.network_cpu import attention, five_passes
 from benchmarks.one_slice import ALLOWED, KEPT, Size, make_bundle, say
 from benchmarks.turns import KEEPING, Contestant, Gate, take_turns
 from tadiff_export.split import split
-from tadiff_rt.backends.ort import denoiser_session, load_conditioner, session_options
+from tadiff_rt.backends.ort import denoiser_options, denoiser_session, load_conditioner
 from tadiff_rt.bundle import open_bundle
 from tadiff_train.network import NetworkConfig
 
 BATCHES = (1, 5)
-REPEATS = 7
+REPEATS = 5
 T = 500.0
 EAGER, OURS = "eager PyTorch", "onnxruntime (this runtime)"
-COMPILED = "torch.compile"
+TUNED, COMPILED = "eager PyTorch, tuned", "torch.compile"
+FEW = 3
+"""Repeats of what takes seconds and is timed by `benchmarks.one_slice` as well."""
 WITHIN = {"openvino, bf16": 0.05}
 """Largest difference allowed, where it is not rounding in fp32."""
 
@@ -43,11 +46,10 @@ def evaluation(gate: Gate, *, engine: str, bundle: str, **work: Any) -> Columns:
     of = Slice(**work)
     with torch.no_grad(), attention(five_passes) if engine == EAGER else torch.no_grad():
         run = _run(engine, bundle, of)
-        eps = run()
+        of.write(engine, eps=run())
         for _ in range(REPEATS):
             gate()
             run()
-    of.write(engine, eps, eps)
     return {}
 
 
@@ -63,7 +65,7 @@ def _run(engine: str, bundle: str, of: Slice) -> Any:
     feed = [sources, x, shifts]
     artefact = opened.manifest.denoisers[0]
     if engine == OURS:
-        session = denoiser_session(opened, artefact, of.samples, session_options(of.threads))
+        session = denoiser_session(opened, artefact, of.samples, denoiser_options(of.threads))
         named = dict(zip(("sources", "x_t", "shifts"), feed, strict=True))
         return lambda: session.run(["eps", "mask_logits"], named)[0]
     if engine.startswith("openvino"):
@@ -73,20 +75,23 @@ def _run(engine: str, bundle: str, of: Slice) -> Any:
         return lambda: request(feed)[0]
     denoiser = split(of.net())[1]
     if engine == COMPILED:
+        engines_cpu.in_blocks(denoiser, engines_cpu.QUERY_CHUNK)
         compiled = engines_cpu.compiled(denoiser, feed)
         return lambda: compiled()[0]
-    tuned = engines_cpu.eager(denoiser.to(memory_format=torch.channels_last), feed, 256)
+    tuned = engines_cpu.eager(
+        denoiser.to(memory_format=torch.channels_last), feed, engines_cpu.QUERY_CHUNK
+    )
     return lambda: tuned()[0]
 
 
 def engines(batch: int) -> dict[str, tuple[str, bool]]:
     """Name -> engine, and whether its allocator keeps memory. Compiling takes a minute: once."""
-    kept = [EAGER, "eager PyTorch, tuned"]
-    every = [*kept, *([COMPILED] if batch == 1 else []), "openvino", OURS]
+    kept = [EAGER, TUNED]
+    every = [*kept, "openvino", OURS]
     if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         every.insert(-1, "openvino, bf16")
     found = {name: (name, False) for name in every}
-    return found | {name + KEPT: (name, True) for name in kept}
+    return found | {name + KEPT: (name, True) for name in [*kept, *[COMPILED][: batch == 1]]}
 
 
 def rows_of(bundle: Path, size: Size, out: str, rates: Roofline) -> list[Row]:
@@ -98,9 +103,10 @@ def rows_of(bundle: Path, size: Size, out: str, rates: Roofline) -> list[Row]:
         environment = {"OMP_NUM_THREADS": str(size.threads), **(KEEPING if keeps else {})}
         given = {"engine": engine, "out": f"{out}/{name}", **arguments}
         every[name] = Contestant("benchmarks.network:evaluation", given, environment)
-    take_turns(every, dict.fromkeys(every, REPEATS), say)
+    slow = {EAGER, EAGER + KEPT} if size.samples > 1 else set()
+    take_turns(every, {name: FEW if name in slow else REPEATS for name in every}, say)
     found = {name: _estimate(c) for name, c in every.items()}
-    work = works(layers(NetworkConfig(**size.network), size.size), size.samples, "fp32")
+    every_layer = layers(NetworkConfig(**size.network), size.size)
     rows = []
     for name, contestant in every.items():
         differs = np.abs(found[name] - found[EAGER]).max() / np.abs(found[EAGER]).max()
@@ -108,6 +114,8 @@ def rows_of(bundle: Path, size: Size, out: str, rates: Roofline) -> list[Row]:
             raise SystemExit(f"{name} is wrong by {differs:.1e}")
         case = f"one evaluation, A, {size.size} x {size.size}, batch {size.samples}"
         entry = row(case, name, [s / size.samples for s in contestant.seconds])
+        dtype = "bf16" if name.endswith("bf16") else "fp32"
+        work = works(every_layer, size.samples, dtype)
         one = [w.times(1 / size.samples) for w in work]
         rows.append(
             {
@@ -124,7 +132,7 @@ def rows_of(bundle: Path, size: Size, out: str, rates: Roofline) -> list[Row]:
 
 def _estimate(contestant: Contestant) -> Any:
     arguments = contestant.arguments
-    return np.load(Path(arguments["out"]) / f"{arguments['engine']}.npz")["eps"]
+    return np.load(Path(arguments["out"]) / f"{arguments['engine']} eps.npy")
 
 
 def rows(size: Size, folder: str, batches: tuple[int, ...] = BATCHES) -> list[Row]:

@@ -4,12 +4,13 @@
 depend on them), in fp32 on all cores: the published procedure, a corrected DDIM, diffusers'
 scheduler, torch.compile, openvino and this runtime (`benchmarks.contestants`). Each runs in a
 process of its own and takes its turn step by step; those in eager PyTorch run once more with an
-allocator that keeps its memory. Steps of one contestant do equal work, so a row is the median step
-times their number; `extrapolated_from_steps` says where not all were run. Loading and compiling
-are in `setup_seconds`. No row is written unless the noise estimates agree, and the images of those
-that follow the same plan.
+allocator that keeps its memory, torch.compile with that alone, which is its best. Steps of one
+contestant do equal work, so a row is the median step times their number; where not all were run,
+`extrapolated_from_steps` says so. Loading and compiling are in `setup_seconds`. No row is written
+unless the noise estimates agree, and the images of those that follow the same plan to its end.
 """
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -19,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contestants import PUBLISHED_STEPS, SCHEDULE
+from benchmarks.contestants import AT_PUBLISHED, PUBLISHED_STEPS, SCHEDULE
 from benchmarks.diffusers_run import their_default
 from benchmarks.floor import Roofline, Row
 from benchmarks.harness import row, save
 from benchmarks.made_case import card_of, write_bundle, write_checkpoint
 from benchmarks.network_cost import layers, works
-from benchmarks.plan_quality import plan_quality, published_quality
+from benchmarks.plan_quality import plan_verdict, published_quality
 from benchmarks.turns import KEEPING, Contestant, take_turns
 from tadiff_rt.backends import available_cores
 from tadiff_rt.bundle import open_bundle
@@ -43,8 +44,8 @@ ALLOWED = 1e-3
 REFERENCE = "our default plan, eager PyTorch"
 PUBLISHED = f"published, {PUBLISHED_STEPS} steps, eager PyTorch"
 OURS, FAST = "this runtime, default", "this runtime, fast"
-FEW = 10
-"""Steps measured of what is slow, does equal work in every step and is in nobody's claim."""
+FEW = 3
+"""Steps measured of what takes seconds a step, where enough others of the same work are run."""
 
 
 @dataclass(frozen=True)
@@ -60,31 +61,45 @@ class Way:
     steps: int = 0
     """In all; 0: as many as evaluations."""
     measured: int = 0
-    """Of them; 0: all."""
-    eager: bool = False
+    """Of them with the usual allocator; 0: all."""
+    measured_kept: int | None = None
+    """Of them with one that keeps its memory; None: it does not run with it."""
+    usual: bool = True
+    """Whether it runs with the usual allocator."""
     result: str = ""
-    """Name of what it writes; empty: the estimate is not of the same noise level."""
+    """Name of what it writes."""
+    compared_with: str = "eager"
+    """Name of the noise estimate that its own must be."""
     follows_default: bool = False
+    """Its images must be those of the reference."""
 
 
 def ways(bundle: Path, rows_a_call: int, samples: int) -> dict[str, Way]:
     """All of them, by the name in the table."""
-    default = plan_quality(make_plan(SCHEDULE, num_steps=DEFAULT_STEPS))
+    default = plan_verdict(make_plan(SCHEDULE, num_steps=DEFAULT_STEPS), SCHEDULE)
     ddim = make_plan(SCHEDULE, "ddim", DDIM_STEPS, "trailing")
     plan: dict[str, Any] = {"solver": "dpmpp_2m", "steps": DEFAULT_STEPS, "grid": "logsnr"}
     short = {"solver": "ddim", "steps": DDIM_STEPS, "grid": "trailing"}
     fast = PRESETS["fast"]
     calls = -(-samples // rows_a_call)
-    few = {"measured": FEW, "eager": True}
+    few = {"measured": FEW, "measured_kept": FEW}
     same: dict[str, Any] = {"quality": default, "follows_default": True}
     given: dict[str, Any] = {"steps": DEFAULT_STEPS}
     ours = {"bundle": str(bundle)}
     return {
-        PUBLISHED: Way("published", PUBLISHED_STEPS, published_quality(), measured=20, eager=True),
+        PUBLISHED: Way(
+            "published",
+            PUBLISHED_STEPS,
+            published_quality(),
+            measured=20,
+            measured_kept=20,
+            result="published",
+            compared_with=AT_PUBLISHED,
+        ),
         f"DDIM, {DDIM_STEPS} steps, eager PyTorch": Way(
             "eager",
             DDIM_STEPS,
-            plan_quality(ddim),
+            plan_verdict(ddim, SCHEDULE),
             {"name": "ddim", **short},
             result="ddim",
             **few,
@@ -101,12 +116,19 @@ def ways(bundle: Path, rows_a_call: int, samples: int) -> dict[str, Way]:
             "eager",
             DEFAULT_STEPS,
             arguments={"name": "eager", **plan},
-            eager=True,
+            measured=FEW,
+            measured_kept=0,
             result="eager",
             **same,
         ),
         "our default plan, torch.compile": Way(
-            "compiled", DEFAULT_STEPS, arguments=given, result="compiled", **same
+            "compiled",
+            DEFAULT_STEPS,
+            arguments=given,
+            measured_kept=0,
+            usual=False,
+            result="compiled",
+            **same,
         ),
         "our default plan, openvino": Way(
             "openvino",
@@ -126,7 +148,7 @@ def ways(bundle: Path, rows_a_call: int, samples: int) -> dict[str, Way]:
         FAST: Way(
             "runtime",
             fast.steps,
-            plan_quality(make_plan(SCHEDULE, fast.solver, fast.steps)),
+            plan_verdict(make_plan(SCHEDULE, fast.solver, fast.steps), SCHEDULE),
             {"preset": "fast", **ours},
             steps=fast.steps * calls,
             result="fast",
@@ -144,71 +166,87 @@ class Size:
     threads: int = field(default_factory=available_cores)
 
 
-def contestants(every: dict[str, Way], size: Size, out: str) -> dict[str, tuple[Way, Contestant]]:
-    """One of each way, and of the eager ones another whose allocator keeps its memory."""
+@dataclass(frozen=True)
+class Run:
+    """A way with an allocator."""
+
+    way: Way
+    contestant: Contestant
+    measured: int
+
+    @property
+    def steps(self) -> int:
+        """In all."""
+        return self.way.steps or self.way.evaluations
+
+
+def runs(every: dict[str, Way], size: Size, out: str) -> dict[str, Run]:
+    """Each way with the usual allocator, with one that keeps its memory, or with both."""
     found = {}
     for name, way in every.items():
-        shared = {**way.arguments, **asdict(size), "out": out}
+        shared = {**way.arguments, **asdict(size)}
         threads = {"OMP_NUM_THREADS": str(size.threads)}
-        contest = f"benchmarks.contestants:{way.function}"
-        found[name] = way, Contestant(contest, shared, threads)
-        if way.eager:
-            kept = {**shared, "out": f"{out}/kept"}
-            found[name + KEPT] = way, Contestant(contest, kept, {**threads, **KEEPING})
+        steps, contest = way.steps or way.evaluations, f"benchmarks.contestants:{way.function}"
+        if way.usual:
+            usual = Contestant(contest, {**shared, "out": out}, threads)
+            found[name] = Run(way, usual, way.measured or steps)
+        if way.measured_kept is not None:
+            given = {**shared, "out": f"{out}/kept"}
+            kept = Contestant(contest, given, {**threads, **KEEPING})
+            found[name + KEPT] = Run(way, kept, way.measured_kept or steps)
     return found
 
 
-def differences(every: dict[str, tuple[Way, Contestant]], out: str) -> dict[str, dict[str, Any]]:
-    """How far each is from the reference; what was not run to its end, or starts elsewhere, no.
+def differences(every: dict[str, Run], out: str) -> dict[str, dict[str, float]]:
+    """How far noise estimates and images are from those of the reference, which keeps memory.
 
     Raises:
         SystemExit: one is wrong.
+        FileNotFoundError: one was not written.
     """
-    reference = np.load(Path(out) / f"{every[REFERENCE][0].result}.npz")
-    found: dict[str, dict[str, Any]] = {}
-    for name, (way, contestant) in every.items():
-        path = Path(contestant.arguments["out"]) / f"{way.result}.npz"
-        found[name] = {}
-        if not path.exists():
-            continue
-        arrays = np.load(path)
-        eps = np.abs(arrays["eps"] - reference["eps"]).max() / np.abs(reference["eps"]).max()
-        found[name]["estimate_differs"] = float(f"{eps:.1e}")
-        if way.follows_default:
-            images = np.abs(arrays["images"] - reference["images"]).max()
-            found[name]["images_differ"] = float(f"{images:.1e}")
-        if not all(value <= ALLOWED for value in found[name].values()):  # NaN is no number less
-            raise SystemExit(f"{name} is wrong: {found[name]}")
+    reference = Path(out) / "kept"
+    found: dict[str, dict[str, float]] = {}
+    for name, run in every.items():
+        way, folder = run.way, Path(run.contestant.arguments["out"])
+        expected = np.load(reference / f"{way.compared_with} eps.npy")
+        eps = np.abs(np.load(folder / f"{way.result} eps.npy") - expected)
+        differs = {"estimate_differs": eps.max() / np.abs(expected).max()}
+        if way.follows_default and run.measured == run.steps:
+            expected = np.load(reference / "eager images.npy")
+            images = np.load(folder / f"{way.result} images.npy")
+            differs["images_differ"] = np.abs(images - expected).max()
+        if not all(value <= ALLOWED for value in differs.values()):  # NaN is no number less
+            raise SystemExit(f"{name} is wrong: {differs}")
+        found[name] = {key: float(f"{value:.1e}") for key, value in differs.items()}
     return found
 
 
 def rows(bundle: Path, rows_a_call: int, size: Size, out: str) -> list[Row]:
     """A row a contestant, and the rates that their floors are of."""
     rates = Roofline.of_this_cpu(size.threads)
-    every = contestants(ways(bundle, rows_a_call, size.samples), size, out)
+    every = runs(ways(bundle, rows_a_call, size.samples), size, out)
     (Path(out) / "kept").mkdir()
-    counts = {
-        name: way.measured or way.steps or way.evaluations for name, (way, _) in every.items()
-    }
-    take_turns({name: c for name, (_, c) in every.items()}, counts, say)
+    counts = {name: run.measured for name, run in every.items()}
+    take_turns({name: run.contestant for name, run in every.items()}, counts, say)
     wrong = differences(every, out)
     work = works(layers(NetworkConfig(**size.network), size.size), size.samples, "fp32")
     found = [rates.as_row(CASE)]
-    for name, (way, contestant) in every.items():
-        steps = way.steps or way.evaluations
-        entry = row(CASE, name, [steps * s for s in contestant.seconds])
-        floor = rates.columns(entry["ms"], [w.times(way.evaluations) for w in work])
+    for name, run in every.items():
+        contestant, evaluations = run.contestant, run.way.evaluations
+        entry = row(CASE, name, [run.steps * s for s in contestant.seconds])
+        floor = rates.columns(entry["ms"], [w.times(evaluations) for w in work])
+        faults = contestant.page_faults / run.measured * run.steps / evaluations
         found.append(
             {
                 **entry,
                 **floor,
-                "evaluations": way.evaluations,
-                "extrapolated_from_steps": way.measured or None,
+                "evaluations": evaluations,
+                "extrapolated_from_steps": None if run.measured == run.steps else run.measured,
                 "setup_seconds": round(contestant.setup_seconds, 2),
                 "peak_mb": contestant.peak_mb,
-                "page_faults_a_step": contestant.page_faults // len(contestant.seconds),
+                "page_faults_an_evaluation": round(faults),
                 "threads": size.threads,
-                "quality": {**way.quality, **wrong[name]},
+                "quality": {**run.way.quality, **wrong[name]},
             }
         )
     return found
@@ -217,9 +255,11 @@ def rows(bundle: Path, rows_a_call: int, size: Size, out: str) -> list[Row]:
 def make_bundle(folder: Path, size: Size) -> tuple[Path, int]:
     """The bundle that this runtime runs, and its rows a call."""
     folder = Path(os.environ.get("WORK") or folder)
-    config, bundle = NetworkConfig(**size.network), folder / f"{size.size}.tadiff"
+    config = NetworkConfig(**size.network)
+    name = hashlib.sha256(repr((config, size.size)).encode()).hexdigest()[:12]
+    bundle = folder / f"{name}.tadiff"
     if not bundle.exists():  # questions of `benchmarks.all` share it
-        write_bundle(write_checkpoint(folder / "run", config, card_of(size.size)), bundle)
+        write_bundle(write_checkpoint(folder / name, config, card_of(size.size)), bundle)
     return bundle, open_bundle(bundle).manifest.denoisers[0].batch or 1
 
 

@@ -30,6 +30,7 @@ BLOCKS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "end to end": ("end_to_end", run_answers.end_to_end),
     "end to end, picture": ("end_to_end", run_answers.breakdown_picture),
     "start-up": ("startup", run_answers.startup),
+    "start-up, parts": ("startup", run_answers.started),
     "installation": ("startup", run_answers.install),
     "memory": ("memory", run_answers.memory),
     "memory, growth": ("memory", run_answers.memory_growth),
@@ -42,7 +43,7 @@ BLOCKS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "time of all": ("all", run_answers.spent),
 }
 """Block of docs/performance.md -> its question, and what makes the block of its rows."""
-WITHOUT_ORIGIN = ("picture", "installation", "growth", "others", "compiled", "one slice")
+WITHOUT_ORIGIN = ("picture", "installation", "growth", "others", "parts", "compiled", "one slice")
 
 
 @dataclass(frozen=True)
@@ -139,15 +140,26 @@ def summary(rows: Rows) -> str:
     if not rows["one_slice"]:
         return NOT_MEASURED
     every = by_name(rows["one_slice"], CASE)
-    shown = [name for name in every if "ms" in every[name] and not name.endswith(KEPT)]
+    shown = dict.fromkeys(name.removesuffix(KEPT) for name in every if "ms" in every[name])
     lines = []
     for name in shown:
-        row, kept = every[name], every.get(name + KEPT)
-        faster = times(every[PUBLISHED]["ms"] / row["ms"])
-        time = seconds(row["ms"]) + (f" ({seconds(kept['ms'])})" if kept else "")
+        row, kept = every.get(name), every.get(name + KEPT)
+        said = row or kept
+        faster = times(every[PUBLISHED]["ms"] / said["ms"])
+        cells = [seconds(found["ms"]) if found else "-" for found in (row, kept)]
         title = f"**{name}**" if name in (OURS, FAST) else name
-        lines.append([title, time, faster, answers.spread(row["quality"])])
-    head = [CASE, "time (memory kept)", "against the published", "spread kept"]
+        quality = said["quality"]
+        lines.append(
+            [title, *cells, faster, answers.spread(quality), answers.certificate(quality)]
+        )
+    head = [
+        CASE,
+        "time",
+        "memory kept",
+        "against the published",
+        "spread kept",
+        "certificate of the plan",
+    ]
     found = answers.factors(rows["one_slice"])
     ours = every[OURS]
     against = [f"{times(value)} {name}" for name, value in found.items()]
@@ -155,8 +167,8 @@ def summary(rows: Rows) -> str:
         [
             table(head, lines),
             f"Factors of this runtime, default where nothing else is said: {'; '.join(against)}. "
-            f"Its evaluations reach {answers.reached(ours)} of the rate of a matrix product "
-            "measured beside them.",
+            f"It reaches {answers.reached(ours)} of its floor: its arithmetic and traffic at the "
+            "rates of a matrix product and a copy that were measured beside it.",
             _started_summary(rows),
             f"On a GPU: {gpu_summary()}",
             answers.machine(rows["one_slice"]),

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from tadiff_rt.certify import analytic
-from tadiff_rt.certify.report import SPREAD_RATIO
+from tadiff_rt.certify.report import SPREAD_RATIO, analytic_checks
 from tadiff_rt.schedule import NoiseSchedule
 from tadiff_rt.solvers import SolverPlan
 
-STDS = (0.05, 0.1, 0.5)
-"""Standard deviations of the data: of what a model is nearly sure, and of what it is not."""
+STDS = analytic.STANDARD_DEVIATIONS
+"""Of the data: of what a model is nearly sure, and of what it is not."""
 
 
 def plan_quality(plan: SolverPlan, *, informed: bool = False) -> dict[str, object]:
@@ -19,10 +19,20 @@ def plan_quality(plan: SolverPlan, *, informed: bool = False) -> dict[str, objec
     Returns:
         "spread": smallest and largest ratio of sampled and true standard deviation over STDS;
         "bias": the largest error of the mean, in units of the data range; "keeps_spread":
-        whether the certificate accepts the ratios.
+        whether the certificate accepts the ratios. It asks for more: see `plan_verdict`.
     """
     runs = [analytic.gaussian_run(plan, std, informed=informed) for std in STDS]
     return spread_columns([run.spread_ratio for run in runs], [run.bias for run in runs])
+
+
+def plan_verdict(plan: SolverPlan, schedule: NoiseSchedule) -> dict[str, object]:
+    """`plan_quality` from pure noise, and whether the certificate of a plan passes whole.
+
+    Returns:
+        The columns, and "certificate": "passes", or the checks that fail.
+    """
+    failed = [c.what for c in analytic_checks(plan, schedule, informed=False) if not c.passed]
+    return {**plan_quality(plan), "certificate": "; ".join(failed) or "passes"}
 
 
 def spread_columns(ratios: Sequence[float], biases: Sequence[float]) -> dict[str, object]:

@@ -10,6 +10,12 @@ OVERVIEW_CASES = {"A 192": "end-to-end/A 192", "demo 96": "end-to-end/demo 96"}
 SAME = "sampler/bundled"
 
 
+def started(rows: list[Row]) -> str:
+    """Import, load and first result, in one process after the other."""
+    found = by_name(rows, "startup/parts")
+    return table(["", "time"], [[name, seconds(row["ms"])] for name, row in found.items()])
+
+
 def startup(rows: list[Row]) -> str:
     """Whole processes."""
     lines = [
@@ -111,7 +117,7 @@ def scaling(rows: list[Row]) -> str:
             [
                 case.removeprefix("scaling/"),
                 points,
-                seconds(line["slope_ms"]) + " each",
+                f"{seconds(line['slope_ms'])} a {line['slope_of']}",
                 f"{line['r2']:.4f}",
                 f"{line['largest_residual']:.1%}",
                 "yes" if line["linear"] else "**no**",
@@ -129,11 +135,14 @@ def scaling_others(rows: list[Row]) -> str:
             row["contestant"],
             seconds(row["ms"]),
             reached(row),
+            f"{row['of_padded']:.0%}" if "of_padded" in row else "-",
+            seconds(row["setup_ms"]) if "setup_ms" in row else "-",
         ]
         for row in rows
         if row["case"] not in straight and "ms" in row
     ]
-    return table(["", "", "time", "of the floor"], lines)
+    head = ["", "", "time", "of the floor", "of what padding would take", "once"]
+    return table(head, lines)
 
 
 def scaling_picture(rows: list[Row]) -> str:
@@ -195,7 +204,7 @@ def kernels(rows: list[Row]) -> str:
             share = f"{row['share_of_evaluation']:.2%}"
             case = row["case"].removeprefix("kernels/")
             lines.append([case, row["contestant"], seconds(row["ms"]), reached(row), share])
-    head = ["", "", "time", "of its floor", "of an evaluation"]
+    head = ["", "", "time", "of its floor", "of an evaluation's floor"]
     return table(head, lines)
 
 
@@ -209,10 +218,14 @@ def compiled_kernels(rows: list[Row]) -> str:
             ] = row
     archs = list(next(iter(cells.values())))
     lines = [
-        [name, *(f"{f[a]['registers']} / {f[a]['spilled_bytes']}" for a in archs), "not measured"]
+        [
+            name,
+            *(f"{f[a]['registers']} / {f[a]['spilled_bytes']}" for a in archs),
+            f[archs[0]]["not_measured"],
+        ]
         for name, f in cells.items()
     ]
-    return table(["registers a thread / bytes spilled", *archs, "time"], lines)
+    return table(["registers a thread / bytes spilled", *archs, "time not measured"], lines)
 
 
 def export_time(rows: list[Row]) -> str:

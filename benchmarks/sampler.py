@@ -40,7 +40,7 @@ from tadiff_train.network import NetworkConfig
 DATA = Path(tadiff_rt.__file__).parent / "data"
 SLICE = 29
 """Of most tumour in the bundled case, in canonical order."""
-SAMPLES = 8
+SAMPLES = 5
 CASE = "sampler/bundled"
 SOLVERS = {
     "ddim": (5, 8, 10, 20, 50),

@@ -46,7 +46,7 @@ from tadiff_train.network import NetworkConfig
 QUESTION = "scaling"
 ENGINE = Path(tadiff_rt.__file__).parent / "data" / "demo.tadiff"
 REPEATS = 3
-SLICES, SAMPLES, STEPS = (1, 2, 4, 8), (4, 8, 16), (5, 10, 20, 40)
+SLICES, SAMPLES, STEPS = (1, 2, 4, 8), (5, 8, 10, 20), (5, 10, 20)
 SIZES = (64, 96, 128, 192)
 FEW_STEPS = 2
 """Where steps are not what changes."""
@@ -68,7 +68,8 @@ class Loop:
     threads: int
     """Of each worker: those that the forecaster was loaded with."""
     slices: int = 1
-    samples: int = 4
+    samples: int = 1
+    """`load` takes a full bucket, unless it is told."""
     steps: int = FEW_STEPS
     workers: int = 1
     seen: set[str] = field(default_factory=set)
@@ -77,7 +78,9 @@ class Loop:
     @classmethod
     def load(cls, engine: Path, threads: int, **numbers: Any) -> "Loop":
         """On a session of its own."""
-        return cls(Forecaster.load(engine, "onnxruntime", threads), threads, **numbers)
+        forecaster = Forecaster.load(engine, "onnxruntime", threads)
+        numbers.setdefault("samples", forecaster.backend.batch)
+        return cls(forecaster, threads, **numbers)
 
     @cached_property
     def plan(self) -> SolverPlan:

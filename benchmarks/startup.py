@@ -13,6 +13,7 @@ probability that of a forecast inside this process.
 The installation is `benchmarks.installation`; `processes` leaves it out.
 """
 
+import json
 import os
 import resource
 import statistics
@@ -32,9 +33,24 @@ from benchmarks.installation import called, command, install_row
 from tadiff_rt.bundle import open_bundle
 
 QUESTION = "startup"
-REPEATS = 5
+REPEATS = 3
 PROCESS = "startup/process"
 NOTHING, NO_BYTECODE = "python -c pass", "tadiff-rt info, no bytecode"
+PARTS = "startup/parts"
+INSIDE = """
+import json, sys, time
+times = [time.perf_counter()]
+from tadiff_rt import Forecaster, read_case
+engine, case, day, treatment, options = sys.argv[1:]
+times.append(time.perf_counter())
+forecaster = Forecaster.load(engine)
+times.append(time.perf_counter())
+result = forecaster.predict(read_case(case), day=day, treatment=treatment, **json.loads(options))
+times.append(time.perf_counter())
+assert result.tumour_probability.shape
+print(json.dumps([b - a for a, b in zip(times, times[1:])]))
+"""
+STAGES = ("import the package", "load and verify the engine", "a first forecast, --fast")
 TARGETS_MS = {"tadiff-rt info": 500, "tadiff-rt predict": 6000, "tadiff-rt predict --fast": 6000}
 DATA = Path(tadiff_rt.__file__).parent / "data"
 
@@ -149,6 +165,31 @@ def rows(repeats: int = REPEATS, asked: Asked | None = None) -> list[dict[str, A
     return measured
 
 
+def part_rows(repeats: int = 3, asked: Asked | None = None) -> list[dict[str, Any]]:
+    """Rows of what a program does that forecasts once: import, load, first result."""
+    asked = asked or Asked()
+    options = json.dumps(
+        {**asked.options, "samples": int(asked.options["samples"]), "preset": "fast"}
+    )
+    words = [sys.executable, "-c", INSIDE, str(asked.engine), str(asked.case)]
+    one = [*words, asked.day, asked.treatment, options]
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        variables = environment(work, work / "bytecode")
+        called(one, variables, work)  # compiles what it imports, measures what is measured once
+        runs = [json.loads(called(one, variables, work)) for _ in range(repeats)]
+    return [
+        row(
+            PARTS,
+            stage,
+            [run[i] for run in runs],
+            no_floor="a part of a start",
+            quality="of one process; its forecast is compared in the rows of whole processes",
+        )
+        for i, stage in enumerate(STAGES)
+    ]
+
+
 def require_right(runs: Mapping[str, Contestant], asked: Asked) -> None:
     """Checks what the processes printed and wrote.
 
@@ -177,7 +218,7 @@ def volumes(folder: Path) -> dict[str, bytes]:
 
 def main(arguments: Sequence[str]) -> None:
     """Measures and saves everything."""
-    measured = rows(int(arguments[0]) if arguments else REPEATS)
+    measured = [*rows(int(arguments[0]) if arguments else REPEATS), *part_rows()]
     if arguments[1:] != ["processes"]:
         measured.append(install_row())
     save(QUESTION, measured)

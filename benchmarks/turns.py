@@ -11,12 +11,12 @@ import os
 import resource
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "20000000000"}
 """Makes glibc's allocator keep what was freed, so that large buffers are not mapped anew."""
@@ -25,48 +25,8 @@ Gate = Callable[[], None]
 """Called by a contestant before every step; returns when it is its turn."""
 
 Contest = Callable[..., dict[str, Any]]
-"""(gate, **arguments) -> columns of its row; see `Stepped`."""
-
-
-class Stepped:
-    """A contestant in a thread, one step at a time.
-
-    A step is what lies between two calls of the gate, or the last one and the end. What comes
-    before the first call is setting up: loading, compiling, a first evaluation.
-    """
-
-    def __init__(self, contest: Contest, arguments: dict[str, Any]) -> None:
-        self._arrived, self._go = threading.Semaphore(0), threading.Semaphore(0)
-        self._contest, self._arguments = contest, arguments
-        self.done = False
-        self.columns: dict[str, Any] = {}
-        self._error: BaseException | None = None
-        threading.Thread(target=self._run, daemon=True).start()
-        self._wait()
-
-    def _run(self) -> None:
-        try:
-            self.columns = self._contest(self._gate, **self._arguments)
-        except BaseException as e:
-            self._error = e
-        self.done = True
-        self._arrived.release()
-
-    def _gate(self) -> None:
-        self._arrived.release()
-        self._go.acquire()
-
-    def _wait(self) -> None:
-        self._arrived.acquire()
-        if self._error is not None:
-            raise self._error
-
-    def step(self) -> float:
-        """Seconds of the next step."""
-        start = time.perf_counter()
-        self._go.release()
-        self._wait()
-        return time.perf_counter() - start
+"""(gate, **arguments) -> columns of its row. A step lies between two calls of the gate, or the
+last and the end; what comes before the first is setting up: loading, compiling, warming up."""
 
 
 @dataclass(eq=False)
@@ -118,8 +78,9 @@ class Contestant:
             process.communicate()
 
     def _ask(self, what: str) -> dict[str, Any]:
-        self._process.stdin.write(what + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, which the answer says
+            self._process.stdin.write(what + "\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -143,8 +104,10 @@ def take_turns(
         for name, contestant in contestants.items():
             contestant.start()
             say(f"{name}: ready after {contestant.setup_seconds:.1f} s")
+        over: set[str] = set()
         for name in in_turn({name: steps[name] for name in contestants}):
-            contestants[name].step()
+            if name not in over and not contestants[name].step():
+                over.add(name)
         for name, contestant in contestants.items():
             contestant.finish()
             say(f"{name}: {sum(contestant.seconds):.1f} s for {len(contestant.seconds)} steps")
@@ -172,26 +135,68 @@ def peak_bytes() -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) << 10
 
 
+class _Over(BaseException):
+    """No more steps are wanted; not an Exception, which a contestant might catch."""
+
+
+class Turn:
+    """The gate of a contestant in its own process: answers the step before, awaits the next.
+
+    The contestant stays in the main thread: glibc gives other threads arenas of their own, which
+    work otherwise than what people run.
+    """
+
+    def __init__(self, commands: IO[str], answers: IO[str]) -> None:
+        self._commands, self._answers = commands, answers
+        self._since, self._first = time.perf_counter(), True
+
+    def __call__(self) -> None:
+        """Ends a step and waits for the command to begin another."""
+        self.step_is_over(done=False)
+        if self._commands.readline().strip() != "step":
+            raise _Over
+        self._since = time.perf_counter()
+
+    def step_is_over(self, *, done: bool) -> None:
+        """Answers with its seconds; what came before the first is setting up."""
+        seconds = time.perf_counter() - self._since
+        if self._first:
+            self._faults = page_faults()
+        answer = {"setup_seconds" if self._first else "seconds": seconds, "done": done}
+        self._first = False
+        self.answer(answer)
+
+    def answer(self, what: dict[str, Any]) -> None:
+        """A line of JSON."""
+        self._answers.write(json.dumps(what) + "\n")
+        self._answers.flush()
+
+    def run(self, contest: Contest, arguments: dict[str, Any]) -> None:
+        """The whole life of a contestant."""
+        columns: dict[str, Any] = {}
+        try:
+            columns = contest(self, **arguments)
+            self.step_is_over(done=True)
+            self._commands.readline()
+        except _Over:
+            pass  # its columns are those of a run that came to its end
+        faults = page_faults() - self._faults
+        peak_mb = round(peak_bytes() / 1e6)
+        self.answer({"peak_mb": peak_mb, "page_faults": faults, "columns": columns})
+
+
+def page_faults() -> int:
+    """Of this process so far, without reading from a disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 def serve(order: dict[str, Any]) -> None:
     """One contestant's process: answers a line of JSON to every line read."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
+    turn = Turn(sys.stdin, answers)
     module, _, name = order["contest"].partition(":")
-    start = time.perf_counter()
-    stepped = Stepped(getattr(importlib.import_module(module), name), order["arguments"])
-    answers.write(json.dumps({"setup_seconds": time.perf_counter() - start}) + "\n")
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    for line in sys.stdin:
-        if line.strip() == "end":
-            used = resource.getrusage(resource.RUSAGE_SELF)
-            answer = {
-                "peak_mb": round(peak_bytes() / 1e6),
-                "page_faults": used.ru_minflt - before.ru_minflt,
-                "columns": stepped.columns,
-            }
-        else:
-            answer = {"seconds": stepped.step(), "done": stepped.done}
-        answers.write(json.dumps(answer) + "\n")
+    turn.run(getattr(importlib.import_module(module), name), order["arguments"])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the three commands share: errors to exit codes, progress on stderr, clean endings."""
 
+import atexit
 import json
 import mmap
 import os
@@ -66,19 +67,21 @@ def run_app(app: Any, command: str, argv: list[str] | None = None) -> NoReturn:
 def run_main(app: Any, command: str, argv: list[str] | None = None) -> NoReturn:
     """`run_app` as the whole life of a process.
 
-    After a signal the interpreter is not taken down in order: what an interrupted library has left
-    half started, threads among it, can crash that.
+    The interpreter is not taken down in order: that takes a tenth of a second, and after a signal
+    what an interrupted library has left half started, threads among it, can crash it. What is
+    registered to be done at exit is done, unless a signal came.
     """
     try:
         run_app(app, command, argv)
     except SystemExit as end:
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # it is over
-        if end.code in BY_SIGNAL:
+        if end.code not in BY_SIGNAL:
+            atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
-                sys.stderr.flush()
-            os._exit(end.code)
-        raise
+                stream.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)
 
 
 def _open_standard_streams() -> None:

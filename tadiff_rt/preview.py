@@ -185,8 +185,9 @@ def peak_bytes() -> int:
     status = Path("/proc/self/status")
     if status.exists():
         # Not of `getrusage`: on Linux it is that of the parent, where the parent had more.
-        (line,) = (s for s in status.read_text().splitlines() if s.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
+        _, found, rest = status.read_text().partition("VmHWM:")
+        if found:  # some sandboxes leave it out
+            return int(rest.split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -162,7 +162,7 @@ def test_the_made_bundle_is_compared_with_its_network_when_loaded(
     opened = open_bundle(made)
     (denoiser,) = opened.manifest.denoisers
     assert denoiser.certificate is None
-    assert load_backend("onnxruntime", opened, 1).batch == 4
+    assert load_backend("onnxruntime", opened, 1).batch == 5
     manifest = json.loads((made / "manifest.json").read_text())
     answer = made / opened.manifest.canary.file
     other = (1.5 * np.frombuffer(answer.read_bytes(), np.float32)).tobytes()

@@ -98,7 +98,7 @@ def test_the_whole_session(tmp_path):
     rows = [json.loads(line) for line in (out / "gpu.jsonl").read_text().splitlines()]
     assert not [row for row in rows if "failed" in row]
     cases = {row["case"].split("/")[0] for row in rows}
-    assert cases == {"roofline", *OPERATORS, "network", "ensemble"}
+    assert cases == {"roofline", *OPERATORS, "network", "ensemble", "monai"}
     for row in rows:
         assert row["case"] == "roofline" or "ms" not in row or row["floor_ms"] > 0
     assert "skipped" in (out / "tests.log").read_text()

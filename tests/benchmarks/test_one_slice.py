@@ -50,7 +50,7 @@ def test_the_published_loop_is_ancestral_sampling_of_its_own_schedule(tmp_path, 
     monkeypatch.setattr(ways_of, "PUBLISHED_STEPS", 4)
     monkeypatch.setattr(ways_of, "MASK_STEPS", 2)
     written = {}
-    monkeypatch.setattr(Slice, "write", lambda self, name, *arrays: written.update({name: arrays}))
+    monkeypatch.setattr(Slice, "write", lambda self, name, **a: written.update({name: a}))
     work = Slice(**given(tmp_path))
     torch.manual_seed(5)
     ways_of.published(no_gate, **given(tmp_path))
@@ -67,8 +67,8 @@ def test_the_published_loop_is_ancestral_sampling_of_its_own_schedule(tmp_path, 
             1 - bar[3]
         )
         after = mean + math.sqrt(beta[3] * (1 - bar[2]) / (1 - bar[3])) * z
-    torch.testing.assert_close(written["published"][0], eps)
-    torch.testing.assert_close(written["published"][1], after, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(written["published"]["eps"], eps)
+    torch.testing.assert_close(written["published"]["images"], after, rtol=1e-4, atol=1e-4)
 
 
 def test_the_published_loop_in_closed_form_is_what_chains_do():
@@ -103,58 +103,78 @@ def test_every_way_says_what_it_is_worth(tmp_path):
     every = ways(tmp_path, 1, 5)
     assert set(every) >= {PUBLISHED, REFERENCE, OURS, FAST}
     for way in every.values():
-        assert set(way.quality) == {"spread", "bias", "keeps_spread"}
+        assert set(way.quality) - {"certificate"} == {"spread", "bias", "keeps_spread"}
         assert way.measured <= (way.steps or way.evaluations)
     assert every[PUBLISHED].measured >= 20
     assert (every[OURS].steps, every[OURS].evaluations) == (100, 20)
     assert ways(tmp_path, 4, 5)[OURS].steps == 40
     assert sum(way.follows_default for way in every.values()) == 4
     json.dumps([way.quality for way in every.values()])
+    assert every[OURS].quality["certificate"] == "passes"
+    assert every[FAST].quality["certificate"].startswith("spread, Gaussian of std 0.05")
+    assert "certificate" not in every[PUBLISHED].quality, "no plan of ours"
 
 
 def test_eager_contestants_also_run_with_memory_kept(tmp_path):
-    found = one_slice.contestants(ways(tmp_path, 1, 5), SIZE, str(tmp_path))
-    kept = {name: pair for name, pair in found.items() if name.endswith(KEPT)}
-    assert {name.removesuffix(KEPT) for name in kept} == {
-        name for name, (way, _) in found.items() if way.eager and name not in kept
-    }
-    for _, contestant in kept.values():
-        assert contestant.environment["MALLOC_MMAP_MAX_"] == "0"
-    assert "MALLOC_MMAP_MAX_" not in found[PUBLISHED][1].environment
+    found = one_slice.runs(ways(tmp_path, 1, 5), SIZE, str(tmp_path))
+    kept = {name.removesuffix(KEPT): run for name, run in found.items() if name.endswith(KEPT)}
+    eager = {name for name in found if name.endswith("eager PyTorch")}
+    assert set(kept) == {*eager, "our default plan, torch.compile"}
+    for run in kept.values():
+        assert run.contestant.environment["MALLOC_MMAP_MAX_"] == "0"
+        assert run.contestant.arguments["out"] == f"{tmp_path}/kept"
+    for name in eager:
+        assert "MALLOC_MMAP_MAX_" not in found[name].contestant.environment
+    assert "our default plan, torch.compile" not in found
+    assert found[REFERENCE].measured < found[REFERENCE + KEPT].measured == 20
+    assert found[PUBLISHED].measured == found[PUBLISHED + KEPT].measured == 20
 
 
-def written(folder, name, eps, images):
-    np.savez(folder / f"{name}.npz", eps=eps, images=images)
+def run_of(name, folder, measured=20, **columns):
+    way = Way("eager", 20, {}, result=name, follows_default=True, **columns)
+    return one_slice.Run(way, Contestant("x:y", {"out": str(folder)}), measured)
 
 
-@pytest.mark.parametrize("what", ["eps", "images"])
-def test_a_wrong_contestant_is_not_timed(tmp_path, what):
-    eps, images = np.array([1.0, -4.0]), np.array([0.2, 0.8])
-    written(tmp_path, "right", eps, images)
-    off = {"eps": eps + 0.003, "images": images}
-    written(tmp_path, "near", **off)
-    contestant = Contestant("x:y", {"out": str(tmp_path)})
-    right = Way("eager", 20, {}, result="right", follows_default=True)
-    near = Way("eager", 20, {}, result="near", follows_default=True)
-    found = differences(
-        {REFERENCE: (right, contestant), "near": (near, contestant)}, str(tmp_path)
-    )
-    assert found["near"] == {"estimate_differs": 0.00075, "images_differ": 0.0}
-    off = {"eps": eps, "images": images}
-    off[what] = off[what] + (0.01 if what == "eps" else 0.0015)
-    written(tmp_path, "near", **off)
-    with pytest.raises(SystemExit, match="near is wrong"):
-        differences({REFERENCE: (right, contestant), "near": (near, contestant)}, str(tmp_path))
+def compared(folder, eps, images, **run):
+    """What is found of a contestant beside the reference [1, -4], [0.2, 0.8]."""
+    kept = folder / "kept"
+    kept.mkdir(exist_ok=True)
+    for where, name, arrays in (
+        (kept, "eager", ([1.0, -4.0], [0.2, 0.8])),
+        (folder, "other", (eps, images)),
+    ):
+        for kind, values in zip(("eps", "images"), arrays, strict=True):
+            if values is not None:
+                np.save(where / f"{name} {kind}.npy", np.array(values))
+    return differences({"other": run_of("other", folder, **run)}, str(folder))["other"]
 
 
-def test_images_that_are_not_numbers_are_wrong(tmp_path):
-    written(tmp_path, "right", np.ones(2), np.ones(2))
-    written(tmp_path, "nan", np.ones(2), np.full(2, np.nan))
-    contestant = Contestant("x:y", {"out": str(tmp_path)})
-    right = Way("eager", 20, {}, result="right", follows_default=True)
-    nan = Way("eager", 20, {}, result="nan", follows_default=True)
-    with pytest.raises(SystemExit, match="nan is wrong"):
-        differences({REFERENCE: (right, contestant), "nan": (nan, contestant)}, str(tmp_path))
+def test_a_wrong_contestant_is_not_timed(tmp_path):
+    found = compared(tmp_path, [1.003, -4.0], [0.2, 0.8])
+    assert found == {"estimate_differs": 0.00075, "images_differ": 0.0}
+    with pytest.raises(SystemExit, match="other is wrong"):
+        compared(tmp_path, [1.01, -4.0], [0.2, 0.8])
+    with pytest.raises(SystemExit, match="other is wrong"):
+        compared(tmp_path, [1.0, -4.0], [0.2, 0.8015])
+
+
+@pytest.mark.parametrize("images", [[np.nan, 0.8], [np.inf, 0.8]])
+def test_images_that_are_not_numbers_are_wrong(tmp_path, images):
+    with pytest.raises(SystemExit, match="other is wrong"):
+        compared(tmp_path, [1.0, -4.0], images)
+
+
+def test_a_contestant_that_is_cut_short_is_compared_as_far_as_it_came(tmp_path):
+    found = compared(tmp_path, [1.0, -4.0], None, measured=4)
+    assert found == {"estimate_differs": 0.0}
+    with pytest.raises(FileNotFoundError):
+        compared(tmp_path / "kept" / "..", [1.0, -4.0], None)
+
+
+def test_a_contestant_that_wrote_nothing_is_not_timed(tmp_path):
+    compared(tmp_path, [1.0, -4.0], [0.2, 0.8])
+    with pytest.raises(FileNotFoundError):
+        differences({"silent": run_of("silent", tmp_path)}, str(tmp_path))
 
 
 def test_the_runtime_draws_what_the_plan_says(bundle, tmp_path):
@@ -171,10 +191,10 @@ def test_the_runtime_draws_what_the_plan_says(bundle, tmp_path):
         net = Eager(work)
         images, _ = solve(net, torch.from_numpy(work.noise()), plan, None, None, (0.0, 1.0))
         eps, _ = net(torch.from_numpy(work.noise()), plan.t[0])
-    arrays = np.load(tmp_path / "fast.npz")
-    assert arrays["eps"].shape == eps.shape
-    np.testing.assert_allclose(arrays["eps"], eps.numpy(), rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(arrays["images"], images.numpy(), atol=2e-3)
+    written = {kind: np.load(tmp_path / f"fast {kind}.npy") for kind in ("eps", "images")}
+    assert written["eps"].shape == eps.shape
+    np.testing.assert_allclose(written["eps"], eps.numpy(), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(written["images"], images.numpy(), atol=2e-3)
 
 
 @pytest.mark.slow
@@ -201,20 +221,21 @@ def test_rows_of_a_tiny_slice(bundle, tmp_path, monkeypatch):
         )
     assert by_name[PUBLISHED]["extrapolated_from_steps"] == 20
     assert by_name[PUBLISHED]["ms"] > 10 * by_name[REFERENCE]["ms"]
+    assert by_name[REFERENCE]["extrapolated_from_steps"] == one_slice.FEW
     assert by_name[OURS]["quality"]["images_differ"] < 1e-3
     assert by_name[OURS]["quality"]["estimate_differs"] > 0  # it is not compared with itself
 
 
 @pytest.mark.slow
 def test_rows_of_a_tiny_evaluation(tmp_path, monkeypatch):
-    few = (network.EAGER, "eager PyTorch, tuned", network.OURS)
+    few = (network.EAGER, network.TUNED, network.OURS)
     every = network.engines
     monkeypatch.setattr(
         network, "engines", lambda batch: {n: e for n, e in every(batch).items() if e[0] in few}
     )
     rows = network.rows(SIZE, str(tmp_path), (2,))
     names = [row["contestant"] for row in rows[1:]]
-    assert set(names) == {*few, network.EAGER + KEPT, "eager PyTorch, tuned" + KEPT}
+    assert set(names) == {*few, network.EAGER + KEPT, network.TUNED + KEPT}
     for row in rows[1:]:
         assert row["case"] == "one evaluation, A, 32 x 32, batch 2"
         assert row["quality"]["estimate_differs"] <= 1e-3

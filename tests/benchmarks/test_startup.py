@@ -242,6 +242,7 @@ def test_arguments(words, tmp_path, monkeypatch):
     asked = []
     entry = {"case": "c", "contestant": "x", "no_floor": "none", "quality": "none"}
     monkeypatch.setattr(startup, "rows", lambda repeats: [{**entry, "repeats": repeats}])
+    monkeypatch.setattr(startup, "part_rows", list)
     monkeypatch.setattr(startup, "install_row", lambda: {**entry, "case": "install"})
     monkeypatch.setattr(startup, "save", lambda name, found: asked.append((name, found)))
     startup.main(words)
@@ -249,3 +250,11 @@ def test_arguments(words, tmp_path, monkeypatch):
     assert (name, found[0]["repeats"]) == ("startup", 3 if words else startup.REPEATS)
     assert [e["case"] for e in found] == (["c"] if words[1:] else ["c", "install"])
     assert json.dumps(found)
+
+
+@pytest.mark.slow
+def test_parts_of_a_start(bundle, case_folder):
+    options = {"samples": "2", "slices": "3"}
+    found = startup.part_rows(1, Asked(bundle, case_folder, day="+9", options=options))
+    assert [entry["contestant"] for entry in found] == list(startup.STAGES)
+    assert all(0 < entry["ms"] < 60_000 for entry in found)

@@ -117,7 +117,7 @@ def test_the_denoiser_is_for_any_number_of_rows(bundle, bundle_of_one):
 
 
 def test_batch_follows_the_image_size():
-    assert (default_batch(96), default_batch(192)) == (4, 1)
+    assert (default_batch(96), default_batch(192)) == (5, 1)
 
 
 def test_every_artefact_is_certified(bundle_of_targets):
