@@ -46,7 +46,7 @@ class Wrapped:
     def __init__(self, inner, change):
         self._inner, self._change = inner, change
         self.name = self.runtime = self.description = "wrapped"
-        self.batch = inner.batch
+        self.batch, self.partial = inner.batch, inner.partial
         self.condition, self.halve = inner.condition, inner.halve
 
     def denoise(self, sources, x, shifts):

@@ -34,6 +34,7 @@ class Loaded:
 
     name = runtime = description = "graphs"
     batch = BUCKET
+    partial = False
 
     def __init__(self, conditioner, denoiser):
         options = ort.SessionOptions()
@@ -113,7 +114,7 @@ class Around:
     def __init__(self, inner, condition=None, feed=None, read=None):
         self._inner = inner
         self.name = self.runtime = self.description = "planted"
-        self.batch = inner.batch
+        self.batch, self.partial = inner.batch, inner.partial
         self._condition = condition or (lambda t, days, codes: (t, days, codes))
         self._feed = feed or (lambda sources, x: (sources, x))
         self._read = read or (lambda eps, logits, x: (eps, logits))
