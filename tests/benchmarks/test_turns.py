@@ -42,10 +42,11 @@ def failing(gate):
 
 
 def buffers(gate, *, steps):
-    """Takes 64 MB anew at every step."""
+    """Takes 64 MB anew at every step, in blocks below the size of a huge page."""
     for _ in range(steps):
         gate()
-        np.ones(1 << 23)
+        blocks = [np.ones(1 << 17) for _ in range(64)]
+        del blocks
     return {"keeps": "MALLOC_MMAP_MAX_" in os.environ}
 
 
