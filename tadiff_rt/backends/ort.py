@@ -1,22 +1,19 @@
 """ONNX Runtime on the CPU: no runtime was measured to be much faster in fp32 on this network."""
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from tadiff_rt.backends import no_memory, no_memory_to_load
+from tadiff_rt.backends import no_memory_to_load
+from tadiff_rt.backends.bucket import BucketBackend, Float32Array
 from tadiff_rt.bundle import Bundle
 from tadiff_rt.certificate import Precision
 from tadiff_rt.errors import EngineError
 from tadiff_rt.manifest import Artefact, contract
 from tadiff_rt.onnx_scan import Value, require_contract, scan
-
-if TYPE_CHECKING:
-    from tadiff_rt.device.denoiser import DeviceDenoiser
 
 PROVIDER = "CPUExecutionProvider"
 BATCH = "batch"
@@ -66,94 +63,27 @@ class OrtConditioner:
         return shifts
 
 
-class Last:
-    """The session for the last batch of a forecast, which has fewer rows than the bucket.
-
-    Made when it is first needed: most of its time is what padding would cost in one evaluation.
-    One is kept, because each holds memory of its own.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._rows, self._session = 0, None
-
-    def session(self, rows: int, load: Callable[[int], Any]) -> Any:
-        """That for exactly `rows` rows."""
-        with self._lock:
-            if self._rows != rows:
-                self._rows, self._session = 0, None  # before the next takes memory
-                self._session = load(rows)
-                self._rows = rows
-            return self._session
-
-
 def load_conditioner(bundle: Bundle) -> OrtConditioner:
     """The ONNX conditioner, which every backend has for arrays."""
     return OrtConditioner(bundle)
 
 
-class OrtBackend:
+class OrtBackend(BucketBackend):
     """A bundle's ONNX artefacts as inference sessions with a fixed number of threads."""
 
     name = "onnxruntime"
+    failures = OUT_OF_MEMORY
 
     def __init__(self, bundle: Bundle, artefact: Artefact, threads: int) -> None:
-        self._bundle = bundle
-        self.artefact = artefact
-        self._threads = threads
-        self.batch = artefact.batch or 1
-        self.partial = artefact.dynamic_batch
-        self.runtime = f"onnxruntime {ort.__version__}, {PROVIDER}"
-        if artefact.precision != "fp32":
-            self.runtime += f", {artefact.precision}"
-        self.description = f"{self.runtime}, {threads} threads"
-        self._conditioner = load_conditioner(bundle)
-        self._denoiser = self._load_denoiser(self.batch)
-        self._last = Last()
+        runtime = f"onnxruntime {ort.__version__}, {PROVIDER}"
+        super().__init__(bundle, artefact, threads, runtime, load_conditioner(bundle))
 
     def _load_denoiser(self, rows: int) -> Any:
         options = denoiser_options(self._threads)
         return denoiser_session(self._bundle, self.artefact, rows, options)
 
-    def halve(self) -> bool:
-        """See `Backend.halve`."""
-        if self.batch == 1 or not self.artefact.dynamic_batch:
-            return False
-        self.batch //= 2
-        del self._denoiser  # before the next is loaded: memory is what there is none of
-        self._last = Last()
-        self._denoiser = self._load_denoiser(self.batch)
-        return True
-
-    def condition(
-        self, t: NDArray[np.float64], days: Sequence[float], treatments: Sequence[float]
-    ) -> NDArray[np.float32]:
-        """See `Backend.condition`."""
-        return self._conditioner.condition(t, days, treatments)
-
-    def denoise(
-        self, sources: NDArray[np.float32], x: NDArray[np.float32], shifts: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `Backend.denoise`."""
-        try:
-            eps, logits = self._run({"sources": sources, "x_t": x, "shifts": shifts})
-            return eps, logits
-        except OUT_OF_MEMORY as e:
-            error = no_memory("onnxruntime", self.batch, e)
-        # Out here: an error with `e` behind it would keep the session, which `halve` must free.
-        raise error
-
-    def on_device(self) -> "DeviceDenoiser | None":
-        """See `Backend.on_device`."""
-        return None
-
-    def _run(self, feed: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        rows = len(feed["x_t"])
-        if rows < self.batch:
-            denoiser = self._last.session(rows, self._load_denoiser)
-        else:
-            denoiser = self._denoiser
-        outputs: list[NDArray[np.float32]] = denoiser.run(OUTPUTS, feed)
+    def _call(self, denoiser: Any, feed: dict[str, Float32Array]) -> list[Float32Array]:
+        outputs: list[Float32Array] = denoiser.run(OUTPUTS, feed)
         return outputs
 
 
@@ -191,25 +121,30 @@ def denoiser_session(
     A graph for any number of rows has that number fixed when it is loaded: onnxruntime then
     fuses as for a static graph, and the bits are the same in buckets of every size.
     """
-    size, width = bundle.manifest.card.data.size, bundle.manifest.conditioning_width
-    b: int | str = BATCH if artefact.dynamic_batch else rows
     if artefact.dynamic_batch:
         options.add_free_dimension_override_by_name(BATCH, rows)
+    inputs, outputs = denoiser_values(bundle, artefact, rows)
     return session(
-        bundle,
-        artefact,
-        inputs={
-            "sources": Value("fp32", (b, 9, size, size)),
-            "x_t": Value("fp32", (b, 3, size, size)),
-            "shifts": Value("fp32", (1, width)),
-        },
-        outputs={
-            "eps": Value("fp32", (b, 3, size, size)),
-            "mask_logits": Value("fp32", (b, 4, size, size)),
-        },
-        options=options,
-        providers=providers,
+        bundle, artefact, inputs=inputs, outputs=outputs, options=options, providers=providers
     )
+
+
+def denoiser_values(
+    bundle: Bundle, artefact: Artefact, rows: int
+) -> tuple[dict[str, Value], dict[str, Value]]:
+    """What the graph of a denoiser for `rows` rows takes and gives."""
+    size, width = bundle.manifest.card.data.size, bundle.manifest.conditioning_width
+    b: int | str = BATCH if artefact.dynamic_batch else rows
+    inputs = {
+        "sources": Value("fp32", (b, 9, size, size)),
+        "x_t": Value("fp32", (b, 3, size, size)),
+        "shifts": Value("fp32", (1, width)),
+    }
+    outputs = {
+        "eps": Value("fp32", (b, 3, size, size)),
+        "mask_logits": Value("fp32", (b, 4, size, size)),
+    }
+    return inputs, outputs
 
 
 def session(
@@ -221,22 +156,12 @@ def session(
     options: Any = None,
     providers: Sequence[str | tuple[str, Mapping[str, Any]]] = (PROVIDER,),
 ) -> Any:
-    """A session of a graph that was hashed, scanned and found to keep the bundle's contract.
+    """A session of a graph that was verified.
 
     Raises:
-        EngineError: the file is damaged (TD5001), or onnxruntime cannot load it (TD5013).
-        ModelFileError: TD41xx, the graph is hostile, foreign, or of another checkpoint.
+        EngineError, ModelFileError: see `verified`; or onnxruntime cannot load it (TD5013).
     """
-    data = bundle.read(artefact)
-    manifest = bundle.manifest
-    stated = contract(manifest.card, manifest.weights_sha256, artefact.role, artefact.precision)
-    require_contract(
-        scan(data, artefact.file),
-        inputs=inputs,
-        outputs=outputs,
-        contract={f"tadiff.{key}": value for key, value in stated.items()},
-        name=artefact.file,
-    )
+    data = verified(bundle, artefact, inputs=inputs, outputs=outputs)
     names = [p if isinstance(p, str) else p[0] for p in providers]
     try:
         loaded = ort.InferenceSession(data, options or session_options(1), providers=[*providers])
@@ -257,3 +182,29 @@ def session(
             fix="install the CUDA libraries that onnxruntime-gpu asks for, or --backend auto",
         )
     return loaded
+
+
+def verified(
+    bundle: Bundle,
+    artefact: Artefact,
+    *,
+    inputs: Mapping[str, Value],
+    outputs: Mapping[str, Value],
+) -> bytes:
+    """A graph that was hashed, scanned and found to keep the bundle's contract.
+
+    Raises:
+        EngineError: TD5001, the file is damaged.
+        ModelFileError: TD41xx, the graph is hostile, foreign, or of another checkpoint.
+    """
+    data = bundle.read(artefact)
+    manifest = bundle.manifest
+    stated = contract(manifest.card, manifest.weights_sha256, artefact.role, artefact.precision)
+    require_contract(
+        scan(data, artefact.file),
+        inputs=inputs,
+        outputs=outputs,
+        contract={f"tadiff.{key}": value for key, value in stated.items()},
+        name=artefact.file,
+    )
+    return data
