@@ -5,6 +5,7 @@ one takes minutes and says nothing of speed. So it is compared with the network 
 it is loaded, as every artefact is that was not certified on the backend that runs it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -14,12 +15,15 @@ from numpy.typing import NDArray
 from benchmarks.gpu_bundle import network
 from tadiff_export.certify.reference import Settings
 from tadiff_export.checkpoint import Asked, load_any
+from tadiff_export.half_graph import ENDS
 from tadiff_export.norms import lower_group_norms
 from tadiff_export.onnx import QUERY_CHUNK, denoiser_to_onnx
+from tadiff_export.precision import to_half
 from tadiff_export.split import split
 from tadiff_export.wanted import Wanted
 from tadiff_export.workshop import Workshop
 from tadiff_rt.card import ModelCard
+from tadiff_rt.certificate import Precision
 from tadiff_rt.console import progress_bar
 from tadiff_rt.preprocess import DataContract
 from tadiff_rt.write import ResultFolder, write_bytes
@@ -48,15 +52,22 @@ def write_checkpoint(run: Path, config: NetworkConfig, card: ModelCard) -> Path:
     return run
 
 
-def write_bundle(run: Path, out: Path) -> Path:
-    """The ONNX graph of a checkpoint in fp32 as a bundle without a certificate."""
+def write_bundle(run: Path, out: Path, precisions: Sequence[Precision] = ("fp32",)) -> Path:
+    """The ONNX graphs of a checkpoint as a bundle without certificates.
+
+    Graphs in half precision have what an export keeps in fp32 at its second attempt.
+    """
     quiet = lambda title: progress_bar(title, quiet=True)  # noqa: E731
     loaded = load_any(run, Asked())
     workshop = Workshop(loaded, Wanted(), Settings(), quiet, lambda message: None)
     model = denoiser_to_onnx(split(loaded.net)[1], loaded.card.data.size, query_chunk=QUERY_CHUNK)
-    lowered = lower_group_norms(model)
-    data = workshop.graphs.stamped(lowered, "fp32")
-    draft = workshop.judge.draft.having(workshop.graphs.artefact(lowered, data, "fp32"), data)
+    ends = [node.name for node in model.graph.node if node.name.startswith(ENDS)]
+    draft = workshop.judge.draft
+    for precision in precisions:
+        typed = model if precision == "fp32" else to_half(model, precision, ends)
+        lowered = lower_group_norms(typed)
+        data = workshop.graphs.stamped(lowered, precision)
+        draft = draft.having(workshop.graphs.artefact(lowered, data, precision), data)
     with ResultFolder(out) as folder:
         for name, content in draft.files.items():
             write_bytes(folder.path / name, content)

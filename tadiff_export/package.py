@@ -76,7 +76,7 @@ def export(
             reasons = "; ".join(r.reason for r in manifest.rejected)
             raise NumericsError("TD6010", f"no artefact passed its certificate: {reasons}")
         if all(a.precision != "fp32" for a in manifest.denoisers):
-            say("no artefact is in fp32: on a CPU the bundle runs slowly, or not at all (bf16)")
+            say("no artefact is in fp32: a CPU runs it slowly, and bf16 only with openvino")
         folder.require_space(sum(map(len, draft.files.values())))
         for name, data in draft.files.items():
             write_bytes(folder.path / name, data)

@@ -114,9 +114,11 @@ class Workshop:
         if artefact.precision == "fp32":
             return  # certified itself
         scan(data, artefact.file)
-        if artefact.precision == "fp16":  # onnxruntime has no CPU kernels for bf16
+        # onnxruntime has no CPU kernels for bf16.
+        runtime = "onnxruntime" if artefact.precision == "fp16" else "openvino"
+        if not unavailable(runtime):
             draft = self.judge.draft.having(artefact, data)
-            require_canary(draft, artefact, self.judge.opened(artefact, data, "onnxruntime"))
+            require_canary(draft, artefact, self.judge.opened(artefact, data, runtime))
 
     def _add_engine(self, target: Format, precision: Precision, graph: Graph) -> None:
         title = f"{target} engine, {precision}"

@@ -77,10 +77,15 @@ class Kind:
     """Of the installation: pip install 'tadiff[EXTRA]'."""
     auto: bool = True
     """Whether `auto` considers it."""
+    alone: Precision | None = None
+    """`auto` considers it in this precision only: in others it is no faster than `CPU`."""
 
 
 BACKENDS: dict[str, Kind] = {
     "onnxruntime": Kind("tadiff_rt.backends.ort", "onnx", ("onnxruntime",), "cpu"),
+    "openvino": Kind(
+        "tadiff_rt.backends.ov", "onnx", ("openvino", "onnxruntime"), "openvino", alone="bf16"
+    ),
     "onnxruntime-cuda": Kind("tadiff_rt.backends.ort_cuda", "onnx", ("onnxruntime",), "gpu"),
     "onnxruntime-tensorrt": Kind(
         # By name only: it builds engines on first use, may round to TF32, and has never been run.

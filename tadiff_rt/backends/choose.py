@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +21,7 @@ from tadiff_rt.atomic import atomic_file
 from tadiff_rt.backends import BACKENDS, CPU, Backend, open_backend, unavailable, usual
 from tadiff_rt.bundle import Bundle
 from tadiff_rt.cache import cache_folder
+from tadiff_rt.certificate import Precision
 from tadiff_rt.errors import EngineError, OutputError, ResourceError, TadiffError
 from tadiff_rt.manifest import Artefact
 
@@ -120,14 +122,22 @@ def _candidates(bundle: Bundle) -> tuple[list[_Candidate], list[str]]:
         held = {a.precision: a for a in bundle.manifest.denoisers if a.format == kind.format}
         if not held or not kind.auto:
             continue
-        reason = unavailable(name)
-        if not reason and name == CPU and held.keys() == {"bf16"}:
-            reason = "bf16 has no kernels on a CPU"
+        reason = _not_considered(name, held) or unavailable(name)
+        if not reason and kind.alone and usual(name, held).precision != kind.alone:
+            reason = f"this processor has no fast {kind.alone}"
         if reason:
             reasons.append(f"{name}: {reason}")
         else:
             candidates.append(_Candidate(name, usual(name, held)))
     return candidates, reasons
+
+
+def _not_considered(name: str, held: Mapping[Precision, Artefact]) -> str:
+    """Why, before the backend is imported."""
+    alone = BACKENDS[name].alone
+    if alone and alone not in held:
+        return f"{alone} alone would be faster, which the bundle does not have"
+    return "it has no bf16 on a CPU" if name == CPU and held.keys() == {"bf16"} else ""
 
 
 def _speed(

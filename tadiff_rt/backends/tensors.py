@@ -23,10 +23,11 @@ ALIGNMENT = 256
 of onnxruntime and PyTorch give."""
 MEMORY = re.compile(
     r"memory ?error|out ?of ?memory|not enough memory|failed to allocate|available memory"
-    r"|alloc_failed",
+    r"|alloc_failed|bad_alloc|can't alloc|failed to map segment|temporarily unavailable",
     re.IGNORECASE,
 )
-"""How Python, PyTorch, onnxruntime, CUDA, cuBLAS and cuDNN say that there is none left."""
+"""How Python, PyTorch, onnxruntime, OpenVINO, CUDA, cuBLAS and cuDNN say that there is none left;
+the last is for a thread."""
 
 INPUTS = ("sources", "x_t", "shifts")
 Float32Array = NDArray[np.float32]

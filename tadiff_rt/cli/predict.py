@@ -110,7 +110,7 @@ def predict(
         str,
         typer.Option(
             help="auto: the fastest here; or NAME[:PRECISION], as onnxruntime, torch.",
-            autocompletion=one_of("auto", "onnxruntime", "torch", "tensorrt"),
+            autocompletion=one_of("auto", "onnxruntime", "openvino", "torch", "tensorrt"),
         ),
     ] = "auto",
     threads: Threads = None,

@@ -235,8 +235,11 @@ def test_half_precision_runs_on_a_cpu_where_there_is_nothing_else(opened, speeds
     assert choice.reasons[0] == "backend onnxruntime fp16: the only one that runs here"
 
 
-def test_a_bundle_that_no_cpu_can_run_says_so(opened, speeds):
-    with pytest.raises(EngineError, match="bf16 has no kernels on a CPU") as e:
+def test_a_bundle_that_no_cpu_can_run_says_so(opened, speeds, monkeypatch):
+    gone = {"openvino": "the package openvino is not installed"}
+    monkeypatch.setattr(choose_module, "unavailable", lambda n: gone.get(n) or unavailable(n))
+    said = "onnxruntime: it has no bf16 on a CPU; openvino: the package openvino is not installed"
+    with pytest.raises(EngineError, match=said) as e:
         choose(only(opened, "onnx fp16", precision="bf16"), 1)
     assert e.value.code == "TD5012"
 
