@@ -7,7 +7,7 @@ NOT_MEASURED. Nothing here is measured, and nothing on those pages is typed.
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks.one_slice import CASE, FAST, KEPT, OURS, PUBLISHED, REFERENCE
+from benchmarks.one_slice import BF16, CASE, FAST, KEPT, OURS, PUBLISHED, REFERENCE
 from benchmarks.spread_table import table
 
 NOT_MEASURED = "Not measured."
@@ -97,7 +97,7 @@ def one_slice(rows: list[Row]) -> str:
         run = f"{steps} of {row['evaluations']}" if steps else "all"
         lines.append(
             [
-                f"**{name}**" if name in (OURS, FAST) else name,
+                f"**{name}**" if name in (OURS, BF16, FAST) else name,
                 seconds(row["ms"]),
                 run,
                 times(base / row["ms"]),
@@ -115,7 +115,7 @@ def factors(rows: list[Row]) -> dict[str, float]:
     """What is claimed, each beside the smaller one: against memory that is kept."""
     every = by_name(rows, CASE)
     ours, fast = every[OURS]["ms"], every[FAST]["ms"]
-    return {
+    found = {
         "the runtime: the same plan in eager PyTorch": every[REFERENCE]["ms"] / ours,
         "the same, memory kept": every[REFERENCE + KEPT]["ms"] / ours,
         "the whole: the published procedure": every[PUBLISHED]["ms"] / ours,
@@ -123,6 +123,16 @@ def factors(rows: list[Row]) -> dict[str, float]:
         "the fast preset: the published procedure": every[PUBLISHED]["ms"] / fast,
         "the fast preset, memory kept": every[PUBLISHED + KEPT]["ms"] / fast,
     }
+    if BF16 in every:
+        half = every[BF16]["ms"]
+        found["in bf16: this runtime in fp32"] = ours / half
+        found["in bf16: the same plan in eager PyTorch, memory kept"] = (
+            every[REFERENCE + KEPT]["ms"] / half
+        )
+        found["in bf16: the published procedure, memory kept"] = (
+            every[PUBLISHED + KEPT]["ms"] / half
+        )
+    return found
 
 
 def speed_picture(rows: list[Row]) -> str:

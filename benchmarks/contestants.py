@@ -209,7 +209,9 @@ def openvino(gate: Gate, *, bundle: str, steps: int, precision: str, **work: Any
     return {}
 
 
-def runtime(gate: Gate, *, bundle: str, preset: str, **work: Any) -> Columns:
+def runtime(
+    gate: Gate, *, bundle: str, preset: str, backend: str = "onnxruntime:fp32", **work: Any
+) -> Columns:
     """The runtime as a forecast uses it: engine bundle, buckets, noise, finite checks, solver.
 
     A step is a call of the network, which may hold one sample; their number is told.
@@ -217,12 +219,12 @@ def runtime(gate: Gate, *, bundle: str, preset: str, **work: Any) -> Columns:
     of = Slice(**work)
     wanted = PRESETS[preset]
     plan = make_plan(SCHEDULE, wanted.solver, wanted.steps)
-    backend = load_backend("onnxruntime", open_bundle(bundle), of.threads)
-    shifts = backend.condition(plan.t, DAYS, TREATMENTS)
-    warm = of.noise()[: backend.batch]
-    backend.denoise(np.repeat(of.sources(), len(warm), axis=0), warm, shifts[:1])
+    loaded = load_backend(backend, open_bundle(bundle), of.threads)
+    shifts = loaded.condition(plan.t, DAYS, TREATMENTS)
+    warm = of.noise()[: loaded.batch]
+    loaded.denoise(np.repeat(of.sources(), len(warm), axis=0), warm, shifts[:1])
     first: list[Array] = []
-    whole = backend.denoise
+    whole = loaded.denoise
 
     def in_turn(sources: Array, x: Array, shift: Array) -> tuple[Array, Array]:
         gate()
@@ -231,10 +233,10 @@ def runtime(gate: Gate, *, bundle: str, preset: str, **work: Any) -> Columns:
             first.append(eps)
         return eps, logits
 
-    backend.denoise = in_turn  # type: ignore[method-assign]
+    loaded.denoise = in_turn  # type: ignore[method-assign]
     sampling = Sampling(plan, NoiseSource(0), X0_RANGE)
     rows = [(0, sample) for sample in range(of.samples)]
-    drawn = BatchRunner(backend, sampling, shifts, of.sources()).run(rows)
+    drawn = BatchRunner(loaded, sampling, shifts, of.sources()).run(rows)
     images = np.stack([image for _, image, _ in drawn])
-    of.write(preset, eps=np.concatenate(first), images=images)
-    return {"rows_a_call": backend.batch}
+    of.write(f"{preset} {backend}", eps=np.concatenate(first)[: of.samples], images=images)
+    return {"rows_a_call": loaded.batch}

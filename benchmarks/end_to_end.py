@@ -229,7 +229,7 @@ def main(steps: str = "auto") -> None:
     data = Path(__file__).parents[1] / "tadiff_rt" / "data"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        made, _ = make_bundle(folder, Size())
+        made, _ = make_bundle(folder, Size(), ("fp32",))
         patient, demo = write_case(folder / "case"), data / "demo_case" / "sub-demo"
         cases = (
             Case("demo 96", data / "demo.tadiff", demo, "36:42", 2, steps),

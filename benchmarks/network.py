@@ -23,10 +23,12 @@ from benchmarks.floor import Roofline, Row
 from benchmarks.harness import row, save
 from benchmarks.network_cost import layers, works
 from benchmarks.network_cpu import attention, five_passes
-from benchmarks.one_slice import ALLOWED, KEPT, Size, make_bundle, say
+from benchmarks.one_slice import ALLOWED, ALLOWED_BF16, KEPT, Size, make_bundle, say
 from benchmarks.turns import KEEPING, Contestant, Gate, take_turns
 from tadiff_export.split import split
+from tadiff_rt.backends import ov
 from tadiff_rt.backends.ort import denoiser_options, denoiser_session, load_conditioner
+from tadiff_rt.backends.tensors import INPUTS
 from tadiff_rt.bundle import open_bundle
 from tadiff_train.network import NetworkConfig
 
@@ -37,7 +39,8 @@ EAGER, OURS = "eager PyTorch", "onnxruntime (this runtime)"
 TUNED, COMPILED = "eager PyTorch, tuned", "torch.compile"
 FEW = 3
 """Repeats of what takes seconds and is timed by `benchmarks.one_slice` as well."""
-WITHIN = {"openvino, bf16": 0.05}
+ALL_BF16, BF16 = "openvino, all of it in bf16", "openvino, bf16 (this runtime)"
+WITHIN = {ALL_BF16: ALLOWED_BF16, BF16: ALLOWED_BF16}
 """Largest difference allowed, where it is not rounding in fp32."""
 
 
@@ -63,13 +66,16 @@ def _run(engine: str, bundle: str, of: Slice) -> Any:
     opened = open_bundle(bundle)
     shifts = load_conditioner(opened).condition(np.array([T]), DAYS, TREATMENTS)
     feed = [sources, x, shifts]
-    artefact = opened.manifest.denoisers[0]
+    artefact, half = opened.manifest.denoisers
     if engine == OURS:
         session = denoiser_session(opened, artefact, of.samples, denoiser_options(of.threads))
-        named = dict(zip(("sources", "x_t", "shifts"), feed, strict=True))
+        named = dict(zip(INPUTS, feed, strict=True))
         return lambda: session.run(["eps", "mask_logits"], named)[0]
+    if engine == BF16:
+        run = ov.Requests(opened.read(half), of.samples, of.threads).run
+        return lambda: run(dict(zip(INPUTS, feed, strict=True)))[0]
     if engine.startswith("openvino"):
-        precision = "bf16" if engine.endswith("bf16") else "f32"
+        precision = "bf16" if engine == ALL_BF16 else "f32"
         graph = opened.read(artefact)
         request = engines_cpu.openvino_request(graph, feed, of.threads, precision)
         return lambda: request(feed)[0]
@@ -88,8 +94,8 @@ def engines(batch: int) -> dict[str, tuple[str, bool]]:
     """Name -> engine, and whether its allocator keeps memory. Compiling takes a minute: once."""
     kept = [EAGER, TUNED]
     every = [*kept, "openvino", OURS]
-    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        every.insert(-1, "openvino, bf16")
+    if "bf16" in ov.precisions():
+        every += [ALL_BF16, BF16]
     found = {name: (name, False) for name in every}
     return found | {name + KEPT: (name, True) for name in [*kept, *[COMPILED][: batch == 1]]}
 
@@ -114,7 +120,7 @@ def rows_of(bundle: Path, size: Size, out: str, rates: Roofline) -> list[Row]:
             raise SystemExit(f"{name} is wrong by {differs:.1e}")
         case = f"one evaluation, A, {size.size} x {size.size}, batch {size.samples}"
         entry = row(case, name, [s / size.samples for s in contestant.seconds])
-        dtype = "bf16" if name.endswith("bf16") else "fp32"
+        dtype = "bf16" if name in WITHIN else "fp32"
         work = works(every_layer, size.samples, dtype)
         one = [w.times(1 / size.samples) for w in work]
         rows.append(

@@ -2,18 +2,20 @@
 
 `python -m benchmarks.one_slice`. Configuration A at 192 x 192, made-up weights (time does not
 depend on them), in fp32 on all cores: the published procedure, a corrected DDIM, diffusers'
-scheduler, torch.compile, openvino and this runtime (`benchmarks.contestants`). Each runs in a
-process of its own and takes its turn step by step; those in eager PyTorch run once more with an
-allocator that keeps its memory, torch.compile with that alone, which is its best. Steps of one
-contestant do equal work, so a row is the median step times their number; where not all were run,
-`extrapolated_from_steps` says so. Loading and compiling are in `setup_seconds`. No row is written
-unless the noise estimates agree, and the images of those that follow the same plan to its end.
+scheduler, torch.compile, openvino and this runtime (`benchmarks.contestants`); and this runtime in
+bf16, where the processor multiplies in it. Each runs in a process of its own and takes its turn
+step by step; those in eager PyTorch run once more with an allocator that keeps its memory,
+torch.compile with that alone, which is its best. Steps of one contestant do equal work, so a row
+is the median step times their number; where not all were run, `extrapolated_from_steps` says so.
+Loading and compiling are in `setup_seconds`. No row is written unless the noise estimates agree,
+and the images of those that follow the same plan in fp32 to its end.
 """
 
 import hashlib
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,9 @@ from benchmarks.made_case import card_of, write_bundle, write_checkpoint
 from benchmarks.network_cost import layers, works
 from benchmarks.plan_quality import plan_verdict, published_quality
 from benchmarks.turns import KEEPING, Contestant, take_turns
-from tadiff_rt.backends import available_cores
+from tadiff_rt.backends import available_cores, ov
 from tadiff_rt.bundle import open_bundle
+from tadiff_rt.certificate import Precision
 from tadiff_rt.presets import DEFAULT, PRESETS
 from tadiff_rt.solvers import make_plan
 from tadiff_train.network import NetworkConfig
@@ -37,6 +40,8 @@ from tadiff_train.network import NetworkConfig
 CASE = "one slice, 5 samples, A, 192 x 192"
 SAMPLES = 5
 KEPT = ", memory kept"
+EXACT, HALF = "onnxruntime:fp32", "openvino:bf16"
+"""Backends of this runtime."""
 DEFAULT_STEPS = PRESETS[DEFAULT].steps
 DDIM_STEPS, THEIR_STEPS = 50, 20
 ALLOWED = 1e-3
@@ -44,6 +49,9 @@ ALLOWED = 1e-3
 REFERENCE = "our default plan, eager PyTorch"
 PUBLISHED = f"published, {PUBLISHED_STEPS} steps, eager PyTorch"
 OURS, FAST = "this runtime, default", "this runtime, fast"
+BF16 = "this runtime, default, bf16"
+ALLOWED_BF16 = 0.05
+"""The same, of noise estimates that were rounded to bf16 on the way."""
 FEW = 3
 """Steps measured of what takes seconds a step, where enough others of the same work are run."""
 
@@ -72,6 +80,8 @@ class Way:
     """Name of the noise estimate that its own must be."""
     follows_default: bool = False
     """Its images must be those of the reference."""
+    dtype: str = "fp32"
+    """What it multiplies in; where it is not fp32, its images are others."""
 
 
 def ways(bundle: Path, rows_a_call: int, samples: int) -> dict[str, Way]:
@@ -86,7 +96,7 @@ def ways(bundle: Path, rows_a_call: int, samples: int) -> dict[str, Way]:
     same: dict[str, Any] = {"quality": default, "follows_default": True}
     given: dict[str, Any] = {"steps": DEFAULT_STEPS}
     ours = {"bundle": str(bundle)}
-    return {
+    found = {
         PUBLISHED: Way(
             "published",
             PUBLISHED_STEPS,
@@ -140,20 +150,32 @@ def ways(bundle: Path, rows_a_call: int, samples: int) -> dict[str, Way]:
         OURS: Way(
             "runtime",
             DEFAULT_STEPS,
-            arguments={"preset": DEFAULT, **ours},
+            arguments={"preset": DEFAULT, "backend": EXACT, **ours},
             steps=DEFAULT_STEPS * calls,
-            result=DEFAULT,
+            result=f"{DEFAULT} {EXACT}",
             **same,
+        ),
+        BF16: Way(
+            "runtime",
+            DEFAULT_STEPS,
+            default,
+            {"preset": DEFAULT, "backend": HALF, **ours},
+            steps=DEFAULT_STEPS * calls,
+            result=f"{DEFAULT} {HALF}",
+            dtype="bf16",
         ),
         FAST: Way(
             "runtime",
             fast.steps,
             plan_verdict(make_plan(SCHEDULE, fast.solver, fast.steps), SCHEDULE),
-            {"preset": "fast", **ours},
+            {"preset": "fast", "backend": EXACT, **ours},
             steps=fast.steps * calls,
-            result="fast",
+            result=f"fast {EXACT}",
         ),
     }
+    if "bf16" not in ov.precisions():
+        del found[BF16]
+    return found
 
 
 @dataclass(frozen=True)
@@ -215,7 +237,8 @@ def differences(every: dict[str, Run], out: str) -> dict[str, dict[str, float]]:
             expected = np.load(reference / "eager images.npy")
             images = np.load(folder / f"{way.result} images.npy")
             differs["images_differ"] = np.abs(images - expected).max()
-        if not all(value <= ALLOWED for value in differs.values()):  # NaN is no number less
+        allowed = ALLOWED if way.dtype == "fp32" else ALLOWED_BF16
+        if not all(value <= allowed for value in differs.values()):  # NaN is no number less
             raise SystemExit(f"{name} is wrong: {differs}")
         found[name] = {key: float(f"{value:.1e}") for key, value in differs.items()}
     return found
@@ -229,10 +252,11 @@ def rows(bundle: Path, rows_a_call: int, size: Size, out: str) -> list[Row]:
     counts = {name: run.measured for name, run in every.items()}
     take_turns({name: run.contestant for name, run in every.items()}, counts, say)
     wrong = differences(every, out)
-    work = works(layers(NetworkConfig(**size.network), size.size), size.samples, "fp32")
+    every_layer = layers(NetworkConfig(**size.network), size.size)
     found = [rates.as_row(CASE)]
     for name, run in every.items():
         contestant, evaluations = run.contestant, run.way.evaluations
+        work = works(every_layer, size.samples, run.way.dtype)
         entry = row(CASE, name, [run.steps * s for s in contestant.seconds])
         floor = rates.columns(entry["ms"], [w.times(evaluations) for w in work])
         faults = contestant.page_faults / run.measured * run.steps / evaluations
@@ -252,14 +276,17 @@ def rows(bundle: Path, rows_a_call: int, size: Size, out: str) -> list[Row]:
     return found
 
 
-def make_bundle(folder: Path, size: Size) -> tuple[Path, int]:
+def make_bundle(
+    folder: Path, size: Size, precisions: Sequence[Precision] = ("fp32", "bf16")
+) -> tuple[Path, int]:
     """The bundle that this runtime runs, and its rows a call."""
     folder = Path(os.environ.get("WORK") or folder)
     config = NetworkConfig(**size.network)
-    name = hashlib.sha256(repr((config, size.size)).encode()).hexdigest()[:12]
+    name = hashlib.sha256(repr((config, size.size, *precisions)).encode()).hexdigest()[:12]
     bundle = folder / f"{name}.tadiff"
     if not bundle.exists():  # questions of `benchmarks.all` share it
-        write_bundle(write_checkpoint(folder / name, config, card_of(size.size)), bundle)
+        run = write_checkpoint(folder / name, config, card_of(size.size))
+        write_bundle(run, bundle, precisions)
     return bundle, open_bundle(bundle).manifest.denoisers[0].batch or 1
 
 

@@ -16,7 +16,7 @@ from benchmarks.gpu_table import TABLES as GPU_TABLES
 from benchmarks.gpu_targets import found as found_on_gpu
 from benchmarks.gpu_targets import read as read_gpu
 from benchmarks.harness import RESULTS, load
-from benchmarks.one_slice import CASE, FAST, KEPT, OURS, PUBLISHED
+from benchmarks.one_slice import BF16, CASE, FAST, KEPT, OURS, PUBLISHED
 from benchmarks.spread_table import table, with_blocks
 
 ROOT = Path(__file__).parents[1]
@@ -147,7 +147,7 @@ def summary(rows: Rows) -> str:
         said = row or kept
         faster = times(every[PUBLISHED]["ms"] / said["ms"])
         cells = [seconds(found["ms"]) if found else "-" for found in (row, kept)]
-        title = f"**{name}**" if name in (OURS, FAST) else name
+        title = f"**{name}**" if name in (OURS, BF16, FAST) else name
         quality = said["quality"]
         lines.append(
             [title, *cells, faster, answers.spread(quality), answers.certificate(quality)]
