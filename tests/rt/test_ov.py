@@ -17,13 +17,18 @@ import onnx
 import pytest
 
 from benchmarks.made_case import write_bundle
+from tadiff_export.certify.reference import Settings
+from tadiff_export.checkpoint import Asked, load_any
 from tadiff_export.half_graph import ENDS
+from tadiff_export.wanted import Wanted
+from tadiff_export.workshop import Workshop
 from tadiff_rt import backends
 from tadiff_rt.backends import choose as choose_module
 from tadiff_rt.backends import load_backend, ov
 from tadiff_rt.backends.choose import choose
 from tadiff_rt.bundle import open_bundle
-from tadiff_rt.errors import EngineError, ResourceError, TadiffError
+from tadiff_rt.console import progress_bar
+from tadiff_rt.errors import EngineError, NumericsError, ResourceError, TadiffError
 from tadiff_rt.forecast import Forecaster
 from tests.conftest import restamp
 from tests.rt.test_batches import FEW, drawn, head_runner
@@ -164,6 +169,14 @@ def test_it_says_what_it_is(halves):
     assert backend.description == f"openvino {version}, CPU, bf16, 2 threads"
     assert (backend.name, backend.batch, backend.partial) == ("openvino", BATCH, False)
     assert backend.on_device() is None
+
+
+def test_it_takes_the_threads_that_it_is_given(halves):
+    backend = load_backend("openvino:bf16", halves, 1)
+    compiled = backend._denoiser._free[0].get_compiled_model()
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    # Graphs that run at the same time would meet on the same cores.
+    assert compiled.get_property("ENABLE_CPU_PINNING") is False
 
 
 def test_a_graph_for_one_number_of_rows(halves, tmp_path):
@@ -383,3 +396,19 @@ def test_it_runs_bf16_where_there_is_nothing_else(halves, speeds, monkeypatch):
     choice = choose(dataclasses.replace(halves, manifest=alone), 2)
     assert choice.reasons[0] == "backend openvino bf16: the only one that runs here"
     assert "onnxruntime: it has no bf16 on a CPU" in choice.reasons
+
+
+def test_a_written_bf16_graph_is_the_one_that_was_certified(checkpoint, halves):
+    """What is certified is a simulation of it."""
+    loaded = load_any(checkpoint, Asked())
+    quiet = lambda title: progress_bar(title, quiet=True)  # noqa: E731
+    workshop = Workshop(loaded, Wanted(), Settings(), quiet, lambda message: None)
+    artefact = next(a for a in halves.manifest.denoisers if a.precision == "bf16")
+    data = halves.read(artefact)
+    workshop._check_written(artefact, data)
+    model = onnx.load_from_string(data)
+    heaviest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    heaviest.raw_data = bytes(len(heaviest.raw_data))
+    with pytest.raises(NumericsError, match="openvino") as e:
+        workshop._check_written(artefact, model.SerializeToString())
+    assert e.value.code == "TD6011"
