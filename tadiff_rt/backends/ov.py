@@ -10,8 +10,6 @@ import sys
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from tadiff_rt.backends import CPU, no_memory_to_load
 from tadiff_rt.backends.bucket import BucketBackend, Float32Array
 from tadiff_rt.backends.ort import OUTPUTS, denoiser_values, load_conditioner, verified
@@ -106,9 +104,8 @@ class Requests:
         except IndexError:
             request = self._compiled()
         found = request.infer(feed)
-        outputs = [np.array(found[name]) for name in OUTPUTS]  # the request keeps its own
         self._free.append(request)
-        return outputs
+        return [found[name] for name in OUTPUTS]  # copies: the request keeps its own
 
     def _compiled(self) -> Any:
         return core().compile_model(self._model, DEVICE, self._settings).create_infer_request()

@@ -31,8 +31,8 @@ MUTANTS = (
     Mutant(
         "results in memory of the request",
         OV,
-        "[np.array(found[name]) for name",
-        "[found[name] for name",
+        "request.infer(feed)",
+        "request.infer(feed, share_outputs=True)",
         f"{TEST}::test_results_outlive_the_next_call",
     ),
     Mutant(
