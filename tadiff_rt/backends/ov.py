@@ -64,7 +64,10 @@ def unavailable(name: str) -> str:
 
 def precisions() -> tuple[Precision, ...]:
     """bf16 where the processor multiplies in it (AMX, AVX-512 BF16)."""
-    able = core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    try:
+        able = core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    except RuntimeError:  # `unavailable` says so
+        able = ()
     return ("bf16", "fp32") if "BF16" in able else ("fp32",)
 
 
